@@ -1,0 +1,50 @@
+"""Packaging: `pip install -c constraints.txt -e .` installs `dali_rsb` and `pipelines`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+QUICKSTART = ["scikit-learn>=1.3"]  # carries the handwritten digits that the quickstart trains on
+TIMM = ["timm>=1.0.20"]  # `model.name: timm:NAME`, and the oracle of the tests
+
+setup(
+    name="dali_rsb",
+    version="0.1.0",
+    description="ResNet Strikes Back recipes on NVIDIA DALI: a fast and faithful ResNet trainer",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["dali_rsb", "dali_rsb.*", "pipelines", "pipelines.*"]),
+    package_data={"dali_rsb": ["py.typed"], "pipelines": ["py.typed"]},
+    install_requires=[
+        "torch>=2.8",
+        "nvidia-dali-cuda120>=2.0",
+        "numpy>=1.26",
+        "pillow>=10",
+        "pydantic>=2.7",
+        "pyyaml>=6",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "quickstart": QUICKSTART,
+        "timm": TIMM,
+        "test": [
+            *QUICKSTART,
+            *TIMM,
+            "torchvision",
+            "scikit-image>=0.22",
+            "scipy>=1.11",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "mypy>=1.14",
+            "pre-commit>=4",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
+    },
+)
