@@ -1,0 +1,110 @@
+"""Width, height and format of an image, read from the header of its file."""
+
+from __future__ import annotations
+
+import os
+from enum import IntEnum
+
+from PIL import Image, TiffImagePlugin
+
+
+class ImageFormat(IntEnum):
+    """Format of an image file by its content, whatever its name says. Values are stored on disk."""
+
+    JPEG = 0
+    PNG = 1
+    WEBP = 2
+    BMP = 3
+    TIFF = 4
+    GIF = 5
+    PNM = 6
+    OTHER = 7
+    UNREADABLE = 8
+
+
+_PILLOW_FORMATS = {
+    "JPEG": ImageFormat.JPEG,
+    "MPO": ImageFormat.JPEG,  # several JPEG images in one file; a decoder takes the first
+    "PNG": ImageFormat.PNG,
+    "WEBP": ImageFormat.WEBP,
+    "BMP": ImageFormat.BMP,
+    "TIFF": ImageFormat.TIFF,
+    "GIF": ImageFormat.GIF,
+    "PPM": ImageFormat.PNM,
+}
+
+# ITU-T T.81, table B.1. Start of frame: 0xC0-0xCF without DHT (C4), JPG (C8) and DAC (CC).
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_WITHOUT_LENGTH = frozenset([0x01, *range(0xD0, 0xD9)])
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+
+_READ_BYTES = 4096  # one page holds the start of frame unless EXIF or colour profiles precede it
+
+
+def read_header(path: bytes | str) -> tuple[int, int, ImageFormat]:
+    """Width and height of the stored pixels (no EXIF rotation) and format of an image file.
+
+    Never raises: a file that is missing, is no image, or whose header is damaged gives
+    `(0, 0, ImageFormat.UNREADABLE)`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            size = _jpeg_size(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return 0, 0, ImageFormat.UNREADABLE
+    if size is None:
+        return _read_with_pillow(path)
+    return *size, ImageFormat.JPEG
+
+
+def _jpeg_size(descriptor: int) -> tuple[int, int] | None:
+    """Width and height from the start-of-frame segment; None for anything out of the ordinary."""
+    buffer, start = os.pread(descriptor, _READ_BYTES, 0), 0
+    if not buffer.startswith(b"\xff\xd8\xff"):
+        return None
+    position = 2
+    while True:
+        at = position - start
+        if at + 9 > len(buffer):  # marker 2, length 2, precision 1, height 2, width 2
+            buffer, start, at = os.pread(descriptor, _READ_BYTES, position), position, 0
+            if len(buffer) < 9:
+                return None
+        if buffer[at] != 0xFF:
+            return None
+        marker = buffer[at + 1]
+        if marker == 0xFF:  # a fill byte; any number may precede a marker
+            position += 1
+        elif marker in _START_OF_FRAME:
+            height = buffer[at + 5] << 8 | buffer[at + 6]
+            width = buffer[at + 7] << 8 | buffer[at + 8]
+            return (width, height) if width and height else None
+        elif marker in _WITHOUT_LENGTH:
+            position += 2
+        elif marker in (0x00, _START_OF_SCAN, _END_OF_IMAGE):
+            return None
+        else:
+            length = buffer[at + 2] << 8 | buffer[at + 3]
+            if length < 2:
+                return None
+            position += 2 + length
+
+
+def _read_with_pillow(path: bytes | str) -> tuple[int, int, ImageFormat]:
+    # All plugins at once: while one thread is about to load the rare ones, Pillow tells another
+    # that their formats cannot be identified.
+    Image.init()
+    try:
+        with Image.open(os.fsdecode(path)) as image:
+            width, height = image.size
+            if isinstance(image, TiffImagePlugin.TiffImageFile):  # its `size` is after rotation
+                width = image.tag_v2[TiffImagePlugin.IMAGEWIDTH]
+                height = image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+            image_format = _PILLOW_FORMATS.get(image.format or "", ImageFormat.OTHER)
+    except Exception:  # Pillow's plugins raise nearly every type on damaged files
+        return 0, 0, ImageFormat.UNREADABLE
+    if width < 1 or height < 1:
+        return 0, 0, ImageFormat.UNREADABLE
+    return width, height, image_format
