@@ -1,1 +1,10 @@
+"""The DALI graphs: pure functions of (encoded images, draws); no random operator inside.
 
+This package imports neither torch nor dali_rsb and can be used on its own.
+"""
+
+from pipelines.evaluation import EVAL_INPUTS, eval_pipeline
+from pipelines.inputs import InputSpec
+from pipelines.training import train_inputs, train_pipeline
+
+__all__ = ["EVAL_INPUTS", "InputSpec", "eval_pipeline", "train_inputs", "train_pipeline"]

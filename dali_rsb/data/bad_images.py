@@ -1,0 +1,97 @@
+"""Images that cannot be decoded: found when the graph fails, replaced by their neighbour.
+
+DALI drops a whole pipeline over one file. As the data path is a pure function, the batches under
+way are simply built again without the file.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+from nvidia.dali import Pipeline
+
+from dali_rsb.data.index import DatasetIndex
+from dali_rsb.errors import UserError
+from pipelines.decoding import decode_check_pipeline
+
+logger = logging.getLogger(__name__)
+
+OnBadImage = Literal["substitute", "raise"]
+
+
+class BadImages:
+    """Keeps the replacements of undecodable images of one dataset.
+
+    A bad image is replaced by the next index that is good, on every process alike.
+
+    Args:
+        index: the dataset.
+        policy: "substitute" replaces and warns, "raise" stops with the file's name.
+        max_fraction: share of the dataset that may be replaced before that is an error; one image
+            always may.
+    """
+
+    def __init__(
+        self, index: DatasetIndex, policy: OnBadImage = "substitute", max_fraction: float = 0.001
+    ) -> None:
+        self.replacements: dict[int, int] = {}
+        self._index = index
+        self._policy = policy
+        self._max_count = max(1, int(max_fraction * len(index)))
+
+    def find(self, indices: np.ndarray, error: RuntimeError) -> None:
+        """Decode images one by one and replace those that fail.
+
+        Args:
+            indices: int64 [n], those of the batches under way when the graph failed.
+            error: the failure, raised again if every image decodes.
+
+        Raises:
+            UserError: a bad image under the "raise" policy, or too many of them.
+        """
+        new = [int(i) for i in indices if int(i) not in self.replacements]
+        # If all of those decode, a stand-in may have gone bad in its turn.
+        bad = self._undecodable(new) or self._undecodable(set(self.replacements.values()))
+        if not bad:
+            raise error
+        for image in bad:
+            self._replace(image)
+
+    def _replace(self, image: int) -> None:
+        path = self._index.path(image)
+        if self._policy == "raise":
+            raise UserError(f"{path} cannot be decoded; repair or remove the file")
+        good = self._next_good(image)
+        for replaced, by in self.replacements.items():
+            if by == image:
+                self.replacements[replaced] = good
+        self.replacements[image] = good
+        logger.warning("%s cannot be decoded; %s stands in", path, self._index.path(good))
+        if len(self.replacements) > self._max_count:
+            raise UserError(
+                f"{len(self.replacements)} images under {self._index.root} cannot be decoded, the "
+                f"last one {path}; repair or remove them, or raise data.max_bad_fraction"
+            )
+
+    def _next_good(self, image: int) -> int:
+        for step in range(1, len(self._index)):
+            candidate = (image + step) % len(self._index)
+            if candidate not in self.replacements and not self._undecodable([candidate]):
+                return candidate
+        raise UserError(f"no image under {self._index.root} can be decoded")
+
+    def _undecodable(self, images: Iterable[int]) -> list[int]:
+        """Those of some images that the CPU decoder rejects."""
+        bad = []
+        pipeline: Pipeline | None = None
+        for image in images:
+            pipeline = pipeline or decode_check_pipeline()
+            try:
+                pipeline.run(path=[self._index.path_array(image)])
+            except RuntimeError:
+                bad.append(image)
+                pipeline = None  # DALI drops a pipeline that failed
+        return bad

@@ -1,0 +1,184 @@
+"""What a batch is before it is decoded: indices, labels and draws, as inputs of the graphs.
+
+Everything here is a pure function of (seed, epoch, position) and the dataset index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dali_rsb.data.crops import CROP_UNIFORMS, EvalGeometry, Windows, random_resized_crop
+from dali_rsb.data.index import DatasetIndex
+from dali_rsb.data.mixing import MixDraws, MixPolicy
+from dali_rsb.data.philox import Stream, uniforms
+from dali_rsb.data.randaugment import RandAugmentPolicy
+from dali_rsb.data.sampler import BatchLayout, EvalLayout, epoch_length, epoch_order
+from pipelines.decoding import INTERPOLATIONS, DecodeMode
+
+# Uniforms of the crop stream: the window, then flip and interpolation.
+FLIP, INTERPOLATION = CROP_UNIFORMS, CROP_UNIFORMS + 1
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Training augmentation of one image; names and defaults are timm's.
+
+    Attributes:
+        size_px: side of the square result.
+        scale, ratio: RandomResizedCrop's ranges of area share and aspect ratio.
+        hflip: probability of mirroring.
+        interpolation: "bilinear", "bicubic" or "random" (one of the two for each image).
+        randaugment: policy, or None.
+        decode_mode: which part of an image is decoded, and how often.
+    """
+
+    size_px: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    interpolation: str = "random"
+    randaugment: RandAugmentPolicy | None = None
+    decode_mode: DecodeMode = "roi"
+
+    @property
+    def randaugment_layers(self) -> int:
+        return 0 if self.randaugment is None else self.randaugment.num_layers
+
+    def graph_inputs(
+        self, seed: int, epoch: int, positions: range, widths: np.ndarray, heights: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Draw the batch's augmentations as inputs of the training graph, `path` left out."""
+        numbers = uniforms(seed, epoch, Stream.CROP, positions, INTERPOLATION + 1)
+        windows = random_resized_crop(
+            widths, heights, numbers[:, :CROP_UNIFORMS], self.scale, self.ratio
+        )
+        inputs = self._window_inputs(windows, flip=numbers[:, FLIP] < self.hflip)
+        inputs["interpolation"] = self._interpolations(numbers[:, INTERPOLATION])
+        if self.randaugment is not None:
+            width = self.randaugment.num_uniforms
+            numbers = uniforms(seed, epoch, Stream.RANDAUGMENT, positions, width)
+            draws = self.randaugment.draw(numbers)
+            inputs |= self.randaugment.to_operands(draws, (self.size_px, self.size_px))
+        return inputs
+
+    def _window_inputs(self, windows: Windows, flip: np.ndarray) -> dict[str, np.ndarray]:
+        start = np.stack([windows.top, windows.left], axis=1)
+        size = np.stack([windows.height, windows.width], axis=1)
+        inputs = {}
+        if self.decode_mode == "roi":
+            inputs = {"anchor": start.astype(np.int32), "shape": size.astype(np.int32)}
+            start = np.zeros_like(start)
+        end = start + size
+        # The window's ends swapped in x: the resize mirrors as it goes.
+        start[flip, 1], end[flip, 1] = end[flip, 1], start[flip, 1].copy()
+        inputs |= {"start": start.astype(np.float32), "end": end.astype(np.float32)}
+        return inputs
+
+    def _interpolations(self, numbers: np.ndarray) -> np.ndarray:
+        bilinear, bicubic = (int(INTERPOLATIONS[name]) for name in ("bilinear", "bicubic"))
+        if self.interpolation == "random":
+            return np.where(numbers < 0.5, bilinear, bicubic).astype(np.int32)
+        return np.full(len(numbers), int(INTERPOLATIONS[self.interpolation]), np.int32)
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """Which images make a batch: `indices` int64 [B]; rows from `num_valid` on are padding."""
+
+    indices: np.ndarray
+    num_valid: int
+    epoch: int = 0
+    positions: range = range(0)
+
+
+@dataclass(frozen=True)
+class PreparedBatch:
+    """A batch ready to be decoded: the graph's inputs, labels int64 [B], and the mixing."""
+
+    inputs: dict[str, Any]
+    labels: np.ndarray
+    mix: MixDraws | None = None
+
+
+@dataclass(frozen=True)
+class TrainSamples:
+    """The training epochs of one process."""
+
+    index: DatasetIndex
+    layout: BatchLayout
+    transform: TrainTransform
+    mixing: MixPolicy | None = None
+    mixing_off_epoch: int = 0
+    repeats: int = 1
+    seed: int = 0
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer updates of an epoch; a tail below one global batch is left out."""
+        return epoch_length(len(self.index), self.repeats) // self.layout.global_batch
+
+    def specs(self, epoch: int, first_update: int = 0) -> Iterator[BatchSpec]:
+        """Yield the micro-batches of an epoch in order, from an update on."""
+        order = epoch_order(len(self.index), self.seed, epoch, self.repeats)
+        for update in range(first_update, self.updates_per_epoch):
+            for micro_batch in range(self.layout.accumulation):
+                positions = self.layout.positions(update, micro_batch)
+                indices = order[positions.start : positions.stop : positions.step]
+                yield BatchSpec(indices, len(indices), epoch, positions)
+
+    def prepare(self, spec: BatchSpec) -> PreparedBatch:
+        index, indices = self.index, spec.indices
+        inputs: dict[str, Any] = {"path": index.path_arrays(indices)}
+        if self.transform.decode_mode == "shared":
+            inputs |= shared_decode_inputs(indices)
+        inputs |= self.transform.graph_inputs(
+            self.seed, spec.epoch, spec.positions, index.widths[indices], index.heights[indices]
+        )
+        return PreparedBatch(inputs, np.asarray(index.labels[indices]), self._mix(spec))
+
+    def _mix(self, spec: BatchSpec) -> MixDraws | None:
+        if self.mixing is None:
+            return None
+        if 0 < self.mixing_off_epoch <= spec.epoch:
+            return MixDraws.none(len(spec.indices))
+        positions = np.asarray(spec.positions)
+        return self.mixing.draw(self.seed, spec.epoch, positions, self.transform.size_px)
+
+
+@dataclass(frozen=True)
+class EvalSamples:
+    """The evaluation images of one process, each once."""
+
+    index: DatasetIndex
+    layout: EvalLayout
+    geometry: EvalGeometry
+
+    def specs(self) -> Iterator[BatchSpec]:
+        """Yield the batches in order; every process yields the same number."""
+        for indices, num_valid in self.layout.batches():
+            yield BatchSpec(indices, num_valid)
+
+    def prepare(self, spec: BatchSpec) -> PreparedBatch:
+        index, indices = self.index, spec.indices
+        start, end = self.geometry.source_windows(index.widths[indices], index.heights[indices])
+        inputs = {"path": index.path_arrays(indices), "start": start, "end": end}
+        return PreparedBatch(inputs, np.asarray(index.labels[indices]))
+
+
+def shared_decode_inputs(indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Which rows decode, and which row's image each row takes; see pipelines.decoding."""
+    _, first, which = np.unique(indices, return_index=True, return_inverse=True)
+    source = first[which]
+    return {"is_first": source == np.arange(len(indices)), "source": source.astype(np.int32)}
+
+
+def replace_indices(spec: BatchSpec, replacements: dict[int, int]) -> BatchSpec:
+    """The same batch with some images replaced; positions, and so draws, stay."""
+    if not replacements:
+        return spec
+    indices = np.array([replacements.get(int(i), int(i)) for i in spec.indices], np.int64)
+    return replace(spec, indices=indices)

@@ -1,0 +1,101 @@
+"""Reading and decoding, and the resize with PIL's filters: what both graphs share."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from nvidia.dali import Pipeline, fn, pipeline_def, types
+from nvidia.dali.data_node import DataNode
+
+from pipelines.inputs import InputSpec, external_inputs
+
+# "roi" decodes the crop window alone; "full" the whole image, as a GPU's JPEG engine does anyway;
+# "shared" the whole image, once for all its copies in the batch.
+DecodeMode = Literal["roi", "full", "shared"]
+
+INTERPOLATIONS = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
+
+
+def read_files(paths: DataNode) -> DataNode:
+    """Read whole files; `paths` are absolute file names as uint8 arrays."""
+    return fn.io.file.read(paths)
+
+
+def decode(
+    encoded: DataNode,
+    device: str,
+    hw_decoder_load: float,
+    window: tuple[DataNode, DataNode] | None = None,
+) -> DataNode:
+    """Decode to uint8 HWC RGB as PIL's convert("RGB") does.
+
+    Orientation tags are ignored (timm does not rotate) and chroma is upsampled with libjpeg's
+    triangle filter ("fancy"), which the CPU decoder always does and the GPU decoder must be told.
+
+    Args:
+        device: "cpu" or "gpu".
+        hw_decoder_load: share of a batch that goes to the GPU's JPEG engine, where it has one.
+        window: (top, left) and (height, width), int32 [2] each, to decode only that part.
+    """
+    options: dict[str, Any] = {
+        "device": "mixed" if device == "gpu" else "cpu",
+        "output_type": types.RGB,
+        "adjust_orientation": False,
+    }
+    if device == "gpu":
+        options |= {"jpeg_fancy_upsampling": True, "hw_decoder_load": hw_decoder_load}
+    if window is None:
+        return fn.decoders.image(encoded, **options)
+    anchor, shape = window
+    return fn.decoders.image_slice(encoded, anchor, shape, axes=[0, 1], **options)
+
+
+def decode_shared(
+    paths: DataNode, device: str, hw_decoder_load: float, is_first: DataNode, source: DataNode
+) -> DataNode:
+    """Decode one row for each distinct image and hand it to the rows of its copies.
+
+    To be called from a pipeline definition with `enable_conditionals=True`.
+
+    Args:
+        is_first: bool, rows to decode.
+        source: int32, for each row the row whose image it takes.
+    """
+    if is_first:
+        images = decode(read_files(paths), device, hw_decoder_load)
+    else:
+        pixel = np.zeros((1, 1, 3), np.uint8)  # never looked at
+        images = types.Constant(pixel, layout="HWC", device=device)
+    return fn.permute_batch(images, indices=source)
+
+
+def resize_window(
+    images: DataNode, size_px: int, start: DataNode, end: DataNode, interpolation: Any
+) -> DataNode:
+    """Resize the window [start, end) of each image to a square; PIL's filters, antialiased.
+
+    Args:
+        start, end: float32 [2] as (y, x) in pixels of `images`; swapped in x they mirror.
+        interpolation: a DALIInterpType or a DataNode with one for each image.
+    """
+    return fn.resize(
+        images,
+        size=[size_px, size_px],
+        roi_start=start,
+        roi_end=end,
+        interp_type=interpolation,
+        antialias=True,
+        subpixel_scale=False,
+    )
+
+
+@pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
+def _decode_graph() -> DataNode:
+    path = external_inputs((InputSpec("path", types.UINT8, 1),))["path"]
+    return decode(read_files(path), "cpu", hw_decoder_load=0.0)
+
+
+def decode_check_pipeline() -> Pipeline:
+    """Build a graph that decodes one image at a time on the CPU, to find files that fail."""
+    return _decode_graph()

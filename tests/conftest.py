@@ -1,0 +1,72 @@
+"""Data that several tests share: the digits, and photographs that installed packages carry."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and PyTorch sees none here")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    """Fourteen RGB photographs of various sizes and shapes, as PIL images."""
+    from skimage import data
+    from sklearn.datasets import load_sample_images
+
+    names = ("astronaut", "chelsea", "coffee", "rocket", "camera", "coins", "page", "text")
+    arrays = [getattr(data, name)() for name in names]
+    china, flower = load_sample_images().images
+    arrays += [china, flower, china[60:360, 200:350], flower[40:400, 300:620]]
+    arrays += [data.astronaut()[:180, 100:480], data.coffee()[100:390, 50:310]]
+    return [Image.fromarray(np.ascontiguousarray(array)).convert("RGB") for array in arrays]
+
+
+@pytest.fixture(scope="session")
+def photo_folder(photographs, tmp_path_factory):
+    """The photographs as JPEG files in ImageNet's layout, two classes of seven."""
+    root = tmp_path_factory.mktemp("photographs")
+    for number, photograph in enumerate(photographs):
+        folder = root / f"n{number % 2:08d}"
+        folder.mkdir(exist_ok=True)
+        photograph.save(folder / f"photo_{number}.JPEG", quality=90)
+    return root
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """Folder of the quickstart digits."""
+    from dali_rsb.data.digits import write_digits
+
+    root = tmp_path_factory.mktemp("digits") / "digits"
+    write_digits(root)
+    return root
+
+
+def run_module(module, *arguments, cwd=None, processes=None, timeout_s=240):
+    """Run a command of the package, by torchrun if `processes` is given; return its result."""
+    launcher = [sys.executable, "-m"]
+    if processes is not None:
+        launcher += ["torch.distributed.run", f"--nproc_per_node={processes}"]
+        launcher += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m"]
+    return subprocess.run(
+        [*launcher, module, *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )

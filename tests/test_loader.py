@@ -1,0 +1,212 @@
+"""The loader: order, ownership of its tensors, bad images, and one epoch for any process count."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dali_rsb.data.bad_images import BadImages
+from dali_rsb.data.crops import EvalGeometry
+from dali_rsb.data.index import open_index
+from dali_rsb.data.loader import Loader
+from dali_rsb.data.mixing import MixPolicy
+from dali_rsb.data.randaugment import RandAugmentPolicy
+from dali_rsb.data.sampler import BatchLayout, EvalLayout
+from dali_rsb.data.samples import EvalSamples, TrainSamples, TrainTransform
+from dali_rsb.errors import UserError
+from pipelines import eval_pipeline, train_pipeline
+
+CPU = torch.device("cpu")
+SIZE_PX = 24
+TRANSFORM = TrainTransform(SIZE_PX, randaugment=RandAugmentPolicy.parse("rand-m6-mstd0.5-inc1"))
+
+
+def _make_folder(root, number=64):
+    """Images of one grey level each, so that a pixel tells which image it is."""
+    for i in range(number):
+        folder = root / f"class{i % 4}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((30 + i % 5, 40, 3), 3 * (i % 64) + 20, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    return open_index(_make_folder(tmp_path_factory.mktemp("levels")), progress=False)
+
+
+def _level(index, i):
+    return 3 * int(index.path(i).stem) + 20
+
+
+def _train_samples(index, layout, **options):
+    return TrainSamples(index, layout, TRANSFORM, MixPolicy(0.1, 1.0, group_size=16), **options)
+
+
+def _train_loader(samples, prefetch=2, **options):
+    def build():
+        return train_pipeline(
+            size_px=SIZE_PX,
+            batch_size=samples.layout.batch_per_device,
+            num_threads=1,
+            device_id=None,
+            prefetch=prefetch,
+            randaugment_layers=samples.transform.randaugment_layers,
+        )
+
+    return Loader(samples, build, CPU, prefetch, BadImages(samples.index, **options))
+
+
+def _eval_loader(index, batch, prefetch=2, policy="raise", **options):
+    samples = EvalSamples(index, EvalLayout(len(index), batch), EvalGeometry(SIZE_PX, 1.0))
+
+    def build():
+        return eval_pipeline(
+            size_px=SIZE_PX, batch_size=batch, num_threads=1, device_id=None, prefetch=prefetch
+        )
+
+    return samples, Loader(samples, build, CPU, prefetch, BadImages(index, policy, **options))
+
+
+@pytest.mark.parametrize("prefetch", [2, 3, 5])
+@pytest.mark.parametrize("batch", [7, 16, 64, 100])
+def test_every_image_arrives_once_in_order_also_when_iterated_again(index, batch, prefetch):
+    samples, loader = _eval_loader(index, batch, prefetch)
+    for _ in range(2):
+        levels, labels = [], []
+        for got in loader.batches(samples.specs()):
+            assert got.images.shape == (batch, SIZE_PX, SIZE_PX, 3)
+            assert got.images.dtype == torch.uint8
+            levels += got.images[: got.num_valid, 0, 0, 0].tolist()
+            labels += got.labels[: got.num_valid].tolist()
+        assert levels == [_level(index, i) for i in range(64)]
+        assert labels == index.labels.tolist()
+
+
+def test_stopping_early_leaves_nothing_of_the_old_epoch(index):
+    samples, loader = _eval_loader(index, 8, prefetch=3)
+    for stop in (1, 2, 5):
+        for number, _ in enumerate(loader.batches(samples.specs()), start=1):
+            if number == stop:
+                break
+        first = next(iter(loader.batches(samples.specs())))
+        assert first.images[0, 0, 0, 0] == _level(index, 0)
+
+
+def test_batches_own_their_tensors(index):
+    samples, loader = _eval_loader(index, 8)
+    batches = list(loader.batches(samples.specs()))
+    loader.close()
+    levels = [int(image[0, 0, 0]) for batch in batches for image in batch.images]
+    assert levels == [_level(index, i) for i in range(64)]
+
+
+@pytest.mark.parametrize("copies", ["together", "spread"])
+def test_an_update_has_the_same_samples_and_draws_on_any_number_of_processes(tmp_path, copies):
+    repeats = 3 if copies == "spread" else 1
+    index = open_index(_make_folder(tmp_path, 256), progress=False)
+
+    def update(processes):
+        """Position -> (index, everything drawn, pixels before mixing) of the update."""
+        rows = {}
+        for process in range(processes):
+            layout = BatchLayout(32, 8, processes, process, copies)
+            samples = _train_samples(index, layout, seed=5, repeats=repeats)
+            micro_batches = layout.accumulation
+            specs = list(samples.specs(epoch=2))[3 * micro_batches : 4 * micro_batches]
+            for spec, batch in zip(specs, _train_loader(samples).batches(specs), strict=True):
+                prepared = samples.prepare(spec)
+                for row, position in enumerate(spec.positions):
+                    drawn = [
+                        prepared.mix.lam[row].item(),
+                        prepared.mix.pixel_lam[row].item(),
+                        prepared.mix.box[row].tolist(),
+                    ]
+                    if copies == "together":  # partners cross processes where copies are spread
+                        drawn.append(spec.positions[int(prepared.mix.partner[row])])
+                    for name in sorted(prepared.inputs):
+                        drawn.append((name, np.asarray(prepared.inputs[name][row]).tolist()))
+                    pixels = batch.images[row].numpy().tobytes()
+                    rows[position] = (int(spec.indices[row]), drawn, pixels)
+        return rows
+
+    alone = update(1)
+    assert sorted(alone) == list(range(96, 128))
+    assert update(2) == alone
+    assert update(4) == alone
+
+
+def test_entering_an_epoch_in_the_middle(index):
+    samples = _train_samples(index, BatchLayout(16, 8))
+    whole = list(_train_loader(samples).batches(samples.specs(1)))
+    part = list(_train_loader(samples).batches(samples.specs(1, first_update=2)))
+    assert len(whole) == 8
+    assert len(part) == 4
+    for a, b in zip(whole[4:], part, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.labels, b.labels)
+        assert torch.equal(a.mixing.lam, b.mixing.lam)
+
+
+def _break(index, images):
+    for i in images:
+        path = index.path(i)
+        path.write_bytes(path.read_bytes()[:-40])
+
+
+def test_bad_images_are_replaced_and_the_rest_of_the_epoch_is_untouched(tmp_path, caplog):
+    index = open_index(_make_folder(tmp_path), progress=False)
+    samples = _train_samples(index, BatchLayout(16, 16))
+    expected = list(_train_loader(samples).batches(samples.specs(0)))
+    bad = [5, 6, 63]
+    _break(index, bad)
+    with caplog.at_level(logging.WARNING):
+        loader = _train_loader(samples, max_fraction=0.1)
+        got = list(loader.batches(samples.specs(0)))
+    assert len(caplog.messages) == 3
+    assert str(index.path(5)) in caplog.text
+    assert len(got) == len(expected)
+    for spec, ours, theirs in zip(samples.specs(0), got, expected, strict=True):
+        for row, image in enumerate(spec.indices):
+            if image in bad:
+                assert (
+                    ours.labels[row] == index.labels[(max(image, 6) + 1) % 64 if image < 7 else 0]
+                )
+            else:
+                assert torch.equal(ours.images[row], theirs.images[row])
+    # The second epoch knows them already.
+    caplog.clear()
+    assert len(list(loader.batches(samples.specs(1)))) == 4
+    assert not caplog.messages
+
+
+def test_too_many_bad_images_stop_the_run(tmp_path):
+    index = open_index(_make_folder(tmp_path), progress=False)
+    samples = _train_samples(index, BatchLayout(16, 16))
+    _break(index, range(10, 14))
+    with pytest.raises(UserError, match=r"cannot be decoded.*data.max_bad_fraction"):
+        list(_train_loader(samples, max_fraction=0.02).batches(samples.specs(0)))
+
+
+def test_a_bad_validation_image_is_an_error_that_names_it(tmp_path):
+    index = open_index(_make_folder(tmp_path), progress=False)
+    _break(index, [9])
+    samples, loader = _eval_loader(index, 16)
+    with pytest.raises(UserError, match=rf"{index.path(9).name} cannot be decoded"):
+        list(loader.batches(samples.specs()))
+
+
+def test_a_file_that_vanished_is_replaced_too(tmp_path):
+    index = open_index(_make_folder(tmp_path), progress=False)
+    index.path(20).unlink()
+    samples = _train_samples(index, BatchLayout(16, 16))
+    assert len(list(_train_loader(samples).batches(samples.specs(0)))) == 4
+
+
+def test_mixing_stops_at_its_off_epoch(index):
+    samples = _train_samples(index, BatchLayout(16, 16), mixing_off_epoch=2)
+    lams = [samples.prepare(next(samples.specs(epoch))).mix.lam for epoch in range(4)]
+    assert [bool((lam == 1).all()) for lam in lams] == [False, False, True, True]
