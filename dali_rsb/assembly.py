@@ -1,0 +1,221 @@
+"""Builds the parts of a run from its configuration: datasets, loaders, precision, model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from dali_rsb import config as cfg
+from dali_rsb.checkpoint import load_into, load_weights
+from dali_rsb.data.bad_images import BadImages
+from dali_rsb.data.cpus import threads_per_process
+from dali_rsb.data.crops import EvalGeometry
+from dali_rsb.data.digits import write_digits
+from dali_rsb.data.index import DatasetIndex, check_same_classes, open_index
+from dali_rsb.data.loader import Loader
+from dali_rsb.data.mixing import PAIR_BLOCK, MixPolicy
+from dali_rsb.data.randaugment import RandAugmentPolicy, fill_color
+from dali_rsb.data.sampler import BatchLayout, EvalLayout, plan_batches
+from dali_rsb.data.samples import EvalSamples, TrainSamples, TrainTransform
+from dali_rsb.distributed import Processes
+from dali_rsb.errors import UserError
+from dali_rsb.models import create_model
+from pipelines import eval_pipeline, train_pipeline
+
+logger = logging.getLogger(__name__)
+
+# Device batches where run.batch_per_device is not given. RSB trained ResNet-50 at 224 px with 512
+# a card in 32 GB and at 160 px with 512 in 16 GB, so 256 fits any card from 16 GB on.
+DEFAULT_BATCH_GPU = 256
+DEFAULT_BATCH_CPU = 32
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """Training and validation images, with the same classes."""
+
+    train: DatasetIndex
+    val: DatasetIndex
+
+
+def open_datasets(config: cfg.Config, processes: Processes) -> Datasets:
+    """Open (or scan) the two folders; rank 0 scans while the others wait.
+
+    Raises:
+        UserError: a folder is missing, empty or not in ImageNet's layout, or the class counts and
+            model.num_classes disagree.
+    """
+    with processes.first_goes_ahead():
+        train = open_index(_folder(config.data, "train"), config.data.index)
+        val = open_index(_folder(config.data, "val"), config.data.index)
+    check_same_classes(train, val)
+    check_num_classes(train, config.model.num_classes)
+    return Datasets(train, val)
+
+
+def open_validation(config: cfg.Config) -> DatasetIndex:
+    """Open the validation folder alone.
+
+    Raises:
+        UserError: as `open_datasets`.
+    """
+    index = open_index(_folder(config.data, "val"), config.data.index)
+    check_num_classes(index, config.model.num_classes)
+    return index
+
+
+def check_num_classes(index: DatasetIndex, num_classes: int) -> None:
+    """Raises UserError where the folder's classes are not as many as the model's."""
+    if len(index.classes) != num_classes:
+        raise UserError(
+            f"{index.root} has {len(index.classes)} classes, but model.num_classes={num_classes}; "
+            f"set model.num_classes={len(index.classes)}"
+        )
+
+
+def _folder(data: cfg.Data, split: Literal["train", "val"]) -> Path:
+    if data.digits is not None:
+        train, val = write_digits(data.digits)
+        return train if split == "train" else val
+    folder = data.train if split == "train" else data.val
+    if folder is None:
+        raise UserError(f"data.{split} is not set; give the folder of images, data.{split}=PATH")
+    return folder
+
+
+def device_batch(config: cfg.Config, processes: Processes) -> int:
+    """Images of one micro-batch on one device.
+
+    Raises:
+        UserError: no device batch makes the global batch on so many processes.
+    """
+    on_gpu = processes.device.type == "cuda"
+    return plan_batches(
+        config.optimizer.batch_size,
+        processes.world_size,
+        config.run.batch_per_device,
+        DEFAULT_BATCH_GPU if on_gpu else DEFAULT_BATCH_CPU,
+        multiple_of=PAIR_BLOCK if config.mixes else 1,
+    )
+
+
+def train_samples(
+    config: cfg.Config, index: DatasetIndex, processes: Processes, batch_per_device: int
+) -> TrainSamples:
+    """The training epochs of this process.
+
+    Raises:
+        UserError: an epoch is shorter than one global batch.
+    """
+    augment, mixing = config.augment, config.mixing
+    policy = None if augment.randaugment is None else RandAugmentPolicy.parse(augment.randaugment)
+    copies_meet = augment.copies == "together" or processes.world_size == 1
+    decode_mode = "shared" if augment.repeats > 1 and copies_meet else config.data.decode
+    samples = TrainSamples(
+        index=index,
+        layout=BatchLayout(
+            config.optimizer.batch_size,
+            batch_per_device,
+            processes.world_size,
+            processes.rank,
+            # Without copies there is nothing to spread; slices keep the draws' ranges short.
+            augment.copies if augment.repeats > 1 else "together",
+        ),
+        transform=TrainTransform(
+            augment.size,
+            augment.scale,
+            augment.ratio,
+            augment.hflip,
+            augment.interpolation,
+            policy,
+            decode_mode,
+        ),
+        mixing=MixPolicy(
+            mixing.mixup,
+            mixing.cutmix,
+            mixing.prob,
+            mixing.switch_prob,
+            mixing.mode,
+            min(mixing.group_size, config.optimizer.batch_size),
+        )
+        if config.mixes
+        else None,
+        mixing_off_epoch=mixing.off_epoch,
+        repeats=augment.repeats,
+        seed=config.run.seed,
+    )
+    if samples.updates_per_epoch == 0:
+        raise UserError(
+            f"{index.root} has {len(index)} images, fewer than optimizer.batch_size="
+            f"{config.optimizer.batch_size}; lower optimizer.batch_size"
+        )
+    return samples
+
+
+def train_loader(config: cfg.Config, samples: TrainSamples, processes: Processes) -> Loader:
+    """The training graph and its loader."""
+    build = partial(
+        train_pipeline,
+        size_px=config.augment.size,
+        batch_size=samples.layout.batch_per_device,
+        num_threads=_threads(config, processes),
+        device_id=_device_id(processes),
+        prefetch=config.data.prefetch,
+        decode_mode=samples.transform.decode_mode,
+        hw_decoder_load=config.data.hw_decoder_load,
+        randaugment_layers=samples.transform.randaugment_layers,
+        fill=fill_color(config.data.mean),
+    )
+    bad_images = BadImages(samples.index, config.data.on_bad_image, config.data.max_bad_fraction)
+    return Loader(samples, build, processes.device, config.data.prefetch, bad_images)
+
+
+def eval_loader(
+    config: cfg.Config, index: DatasetIndex, processes: Processes
+) -> tuple[EvalSamples, Loader]:
+    """The validation images of this process, the evaluation graph and its loader.
+
+    An undecodable validation image is an error whatever `data.on_bad_image` says: a stand-in
+    would be counted twice.
+    """
+    settings = config.evaluation
+    layout = EvalLayout(len(index), settings.batch_per_device, processes.world_size, processes.rank)
+    samples = EvalSamples(index, layout, EvalGeometry(settings.size, settings.crop_ratio))
+    build = partial(
+        eval_pipeline,
+        size_px=settings.size,
+        batch_size=settings.batch_per_device,
+        num_threads=_threads(config, processes),
+        device_id=_device_id(processes),
+        prefetch=2,
+        interpolation=settings.interpolation,
+        hw_decoder_load=config.data.hw_decoder_load,
+    )
+    return samples, Loader(samples, build, processes.device, 2, BadImages(index, "raise"))
+
+
+def _threads(config: cfg.Config, processes: Processes) -> int:
+    return config.data.threads or threads_per_process(processes.local_world_size)
+
+
+def _device_id(processes: Processes) -> int | None:
+    return processes.device.index if processes.device.type == "cuda" else None
+
+
+def build_model(config: cfg.Model, device: torch.device) -> nn.Module:
+    """The model on its device, channels-last, with its initial weights.
+
+    Raises:
+        UserError: unknown model, or `model.weights` does not fit it.
+    """
+    model = create_model(config.name, config.num_classes, config.drop_path, config.dropout)
+    if config.weights is not None:
+        load_into(model, load_weights(config.weights), config.weights)
+    # Module.to knows memory_format, its type stub does not.
+    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

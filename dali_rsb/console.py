@@ -1,0 +1,22 @@
+"""Messages on the terminal, for the commands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def console_messages(is_first: bool = True) -> Iterator[None]:
+    """Send the package's messages to stderr: all of rank 0's, only warnings of the others."""
+    console = logging.StreamHandler()
+    console.setLevel(logging.INFO if is_first else logging.WARNING)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    package = logging.getLogger("dali_rsb")
+    package.setLevel(logging.INFO)
+    package.addHandler(console)
+    try:
+        yield
+    finally:
+        package.removeHandler(console)

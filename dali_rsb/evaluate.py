@@ -1,0 +1,63 @@
+"""The command `python -m dali_rsb.evaluate RUN_OR_CHECKPOINT [section.key=value ...]`.
+
+Evaluates the weights (and the EMA) of a checkpoint on the validation images of its run, or on
+others: `data.val=PATH evaluation.size=288 evaluation.crop_ratio=1.0`. Prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from torch import nn
+
+from dali_rsb.assembly import build_model, eval_loader, open_validation
+from dali_rsb.checkpoint import load_checkpoint, load_into
+from dali_rsb.config import override_config
+from dali_rsb.console import console_messages
+from dali_rsb.distributed import processes
+from dali_rsb.errors import run_command
+from dali_rsb.evaluation import evaluate
+from dali_rsb.precision import choose_precision
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m dali_rsb.evaluate", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="a .pt file, or a run folder (its best.pt)")
+    parser.add_argument("overrides", nargs="*", help="section.key=value")
+    arguments = parser.parse_args()
+    path: Path = arguments.checkpoint
+    path = path / "best.pt" if path.is_dir() else path
+    state = load_checkpoint(path)
+    config = override_config(state["config"], arguments.overrides)
+    with (
+        processes(config.run.device) as this_process,
+        console_messages(this_process.is_first),
+    ):
+        with this_process.first_goes_ahead():
+            index = open_validation(config)
+        samples, loader = eval_loader(config, index, this_process)
+        models: dict[str, nn.Module] = {}
+        for name, weights in (("model", state["model"]), ("EMA", state["ema"])):
+            if weights is not None:
+                models[name] = build_model(config.model, this_process.device)
+                load_into(models[name], weights, path)
+        results = evaluate(
+            list(models.values()),
+            loader.batches(samples.specs()),
+            this_process,
+            choose_precision(config.run.amp, this_process.device),
+            config.data.mean,
+            config.data.std,
+        )
+        loader.close()
+    if this_process.is_first:
+        print(f"{'':8}{'top-1 %':>9}{'top-5 %':>9}{'loss':>9}{'images':>9}")
+        for name, result in zip(models, results, strict=True):
+            print(
+                f"{name:8}{result.top1:9.3f}{result.top5:9.3f}{result.loss:9.4f}{result.count:9,}"
+            )
+
+
+if __name__ == "__main__":
+    run_command(main)
