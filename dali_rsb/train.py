@@ -13,7 +13,8 @@ from dali_rsb.config import Config, load_config
 from dali_rsb.console import console_messages
 from dali_rsb.distributed import processes
 from dali_rsb.errors import UserError, run_command
-from dali_rsb.trainer import Stopped, Trainer
+from dali_rsb.stopping import Stopped
+from dali_rsb.trainer import Trainer
 
 RUNS = Path("runs")
 

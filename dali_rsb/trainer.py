@@ -1,20 +1,15 @@
-"""The training loop: assembles a run and carries it to its end."""
+"""The training loop: assembles a run and carries it through its epochs."""
 
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from dali_rsb.assembly import (
     build_model,
@@ -24,17 +19,18 @@ from dali_rsb.assembly import (
     train_loader,
     train_samples,
 )
-from dali_rsb.checkpoint import load_checkpoint, load_into, save_checkpoint
+from dali_rsb.checkpoint import load_checkpoint, save_checkpoint
 from dali_rsb.config import Config
-from dali_rsb.data.loader import Batch
 from dali_rsb.distributed import Processes
 from dali_rsb.errors import UserError
 from dali_rsb.evaluation import Accuracy, evaluate
-from dali_rsb.kernels.mix import normalize_mix
 from dali_rsb.losses import create_loss
-from dali_rsb.metrics import EpochRow, LossMeter, RunLog, WaitTimer
+from dali_rsb.metrics import Meter
 from dali_rsb.optim import CosineSchedule, ModelEma, create_optimizer
 from dali_rsb.precision import choose_precision
+from dali_rsb.run_log import EpochRow, RunLog
+from dali_rsb.step import TrainStep
+from dali_rsb.stopping import Stopped, stop_requests
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +56,6 @@ class Trainer:
     def __init__(self, config: Config, processes: Processes, resume: Path | None = None) -> None:
         self.config = config
         self.processes = processes
-        device = processes.device
         torch.manual_seed(config.run.seed)
         # Convolutions have fixed shapes: let cuDNN measure its algorithms; float32 parts may
         # use TF32.
@@ -68,48 +63,59 @@ class Trainer:
         torch.set_float32_matmul_precision("high")
 
         datasets = open_datasets(config, processes)
-        self.batch_per_device = device_batch(config, processes)
-        self.samples = train_samples(config, datasets.train, processes, self.batch_per_device)
+        self.samples = train_samples(
+            config, datasets.train, processes, device_batch(config, processes)
+        )
         self.loader = train_loader(config, self.samples, processes)
         self.eval_samples, self.eval_loader = eval_loader(config, datasets.val, processes)
+        self.precision = choose_precision(config.run.amp, processes.device)
+        self.step = self._build_step()
 
-        self.precision = choose_precision(config.run.amp, device)
-        self.autocast = self.precision.autocast()
-        self.scaler = self.precision.scaler()
-        self.model = build_model(config.model, device)
-        self.criterion = create_loss(
-            config.loss.name, config.loss.smoothing, config.loss.target_threshold
-        )
-        optimizer = config.optimizer
-        self.optimizer = create_optimizer(
-            self.model,
-            optimizer.name,
-            lr=optimizer.lr,
-            weight_decay=optimizer.weight_decay,
-            betas=optimizer.betas,
-            eps=optimizer.eps,
-            momentum=optimizer.momentum,
-            nesterov=optimizer.nesterov,
-        )
+        schedule = config.schedule
         self.updates_per_epoch = self.samples.updates_per_epoch
-        self.total_updates = config.schedule.epochs * self.updates_per_epoch
+        self.total_updates = schedule.epochs * self.updates_per_epoch
         self.schedule = CosineSchedule(
-            self.optimizer,
-            peak_lr=optimizer.lr,
+            self.step.optimizer,
+            peak_lr=config.optimizer.lr,
             total_updates=self.total_updates,
-            warmup_updates=round(config.schedule.warmup_epochs * self.updates_per_epoch),
-            warmup_lr=config.schedule.warmup_lr,
-            min_lr=config.schedule.min_lr,
+            warmup_updates=round(schedule.warmup_epochs * self.updates_per_epoch),
+            warmup_lr=schedule.warmup_lr,
+            min_lr=schedule.min_lr,
         )
-        self.ema: ModelEma | None = None
-        if config.ema.decay is not None:
-            self.ema = ModelEma(self.model, config.ema.decay, config.ema.warmup)
-
-        self.updates_done = 0
         self.best_top1 = 0.0
         if resume is not None:
             self._restore(resume)
-        self.forward = self._wrap_model()
+
+    def _build_step(self) -> TrainStep:
+        config = self.config
+        model = build_model(config.model, self.processes.device)
+        optimizer = create_optimizer(
+            model,
+            config.optimizer.name,
+            lr=config.optimizer.lr,
+            weight_decay=config.optimizer.weight_decay,
+            betas=config.optimizer.betas,
+            eps=config.optimizer.eps,
+            momentum=config.optimizer.momentum,
+            nesterov=config.optimizer.nesterov,
+        )
+        ema = None
+        if config.ema.decay is not None:
+            ema = ModelEma(model, config.ema.decay, config.ema.warmup)
+        return TrainStep(
+            model,
+            create_loss(config.loss.name, config.loss.smoothing, config.loss.target_threshold),
+            optimizer,
+            ema,
+            self.precision,
+            self.processes,
+            accumulation=self.samples.layout.accumulation,
+            mean=config.data.mean,
+            std=config.data.std,
+            clip_grad=config.optimizer.clip_grad,
+            compile=config.run.compile,
+            seed=config.run.seed,
+        )
 
     def run(self, folder: Path | None) -> None:
         """Train to the end, or until a signal asks to stop.
@@ -122,146 +128,83 @@ class Trainer:
             Stopped: a signal asked to stop; the last checkpoint holds all that was done.
         """
         self.folder = folder
-        self.run_log = RunLog(folder, first_epoch=self.updates_done // self.updates_per_epoch)
+        epoch, update = divmod(self.step.updates_done, self.updates_per_epoch)
+        self.run_log = RunLog(folder, first_epoch=epoch)
         self._describe()
+        self.meter = Meter(self.processes, self.config.optimizer.batch_size)
+        # One stream for all epochs: the next one's first batches come during an evaluation.
+        batches = self.loader.batches(
+            self.samples.stream(epoch, self.config.schedule.epochs, update)
+        )
+        self.batches = self.meter.timed(batches)
+        end = min(self.total_updates, self.config.run.max_steps or self.total_updates)
+        self.start_s, self.start_updates = time.perf_counter(), self.step.updates_done
         try:
-            with _stop_requests() as self.stop_request:
-                end = min(self.total_updates, self.config.run.max_steps or self.total_updates)
-                self.start_s, self.start_updates = time.perf_counter(), self.updates_done
-                while self.updates_done < end:
+            with stop_requests() as self.stop_request:
+                while self.step.updates_done < end:
                     self._train_epoch(end)
+                    self._finish_epoch(is_last=self.step.updates_done == end)
         finally:
             self.run_log.close()
+            batches.close()
             self.loader.close()
             self.eval_loader.close()
 
     def _train_epoch(self, end: int) -> None:
-        epoch, first_update = divmod(self.updates_done, self.updates_per_epoch)
+        """Train to the end of the epoch, or to update `end` of the run."""
+        epoch, first_update = divmod(self.step.updates_done, self.updates_per_epoch)
         last_update = min(self.updates_per_epoch, end - epoch * self.updates_per_epoch)
-        epochs = self.config.schedule.epochs
-        log_every, checkpoint_every = self.config.run.log_every, self.config.run.checkpoint_every
-        self._start_meters()
-        self.run_log.start_epoch(epoch, epochs, first_update, last_update)
-        self.model.train()
-        batches = self.loader.batches(self.samples.specs(epoch, first_update))
+        run = self.config.run
+        self.run_log.start_epoch(epoch, self.config.schedule.epochs, first_update, last_update)
+        self.step.model.train()
+        self.meter.restart()
         for update in range(first_update + 1, last_update + 1):
-            self._update(epoch, batches)
+            self.schedule.step(self.step.updates_done)
+            self.meter.add(self.step.update(self.batches))
             self.run_log.advance()
-            if update % log_every == 0 or update == last_update:
-                self._log_update(epoch, update)
+            if update % run.log_every == 0 or update == last_update:
+                self._report(epoch, update)
             if self._must_stop(update):
                 self._stop(epoch, update)
-            if checkpoint_every and update % checkpoint_every == 0 and update < last_update:
+            is_due = run.checkpoint_every is not None and update % run.checkpoint_every == 0
+            if is_due and update < last_update:
                 self._save("last.pt")
-        batches.close()
-        self._finish_epoch(epoch, is_last=self.updates_done == end)
 
-    def _update(self, epoch: int, batches: Iterator[Batch]) -> None:
-        """One optimizer update: `accumulation` micro-batches, step, EMA."""
-        self.schedule.step(self.updates_done)
-        self._seed_model_randomness(epoch)
-        accumulation = self.samples.layout.accumulation
-        for micro_batch in range(accumulation):
-            with self.wait_timer:
-                batch = next(batches)
-            with self._gradient_exchange(micro_batch == accumulation - 1):
-                loss = self._loss(batch) / accumulation
-                self.scaler.scale(loss).backward()
-            self.loss_meter.add(loss.detach())
-        if self.config.optimizer.clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.updates_done += 1
-        if self.ema is not None:
-            self.ema.update(self.model, self.updates_done)
-
-    def _loss(self, batch: Batch) -> Tensor:
-        data, mixing, labels = self.config.data, batch.mixing, batch.labels
-        if mixing is None:
-            images = normalize_mix(batch.images, data.mean, data.std, self.precision.input_dtype)
-            partner_labels, lam = labels, torch.ones_like(labels, dtype=torch.float32)
-        else:
-            images = normalize_mix(
-                batch.images,
-                data.mean,
-                data.std,
-                self.precision.input_dtype,
-                mixing.partner,
-                mixing.pixel_lam,
-                mixing.box,
-            )
-            partner_labels, lam = labels[mixing.partner], mixing.lam
-        with self.autocast:
-            return self.criterion(self.forward(images), labels, partner_labels, lam)
-
-    def _gradient_exchange(self, is_last: bool) -> AbstractContextManager[None]:
-        """Processes exchange gradients once an update, with the last micro-batch."""
-        if is_last or not isinstance(self.forward, DistributedDataParallel):
-            return nullcontext()
-        return self.forward.no_sync()
-
-    def _seed_model_randomness(self, epoch: int) -> None:
-        """Make dropout and stochastic depth, like the data, a function of seed and position."""
-        entropy = (self.config.run.seed, epoch, self.updates_done, self.processes.rank)
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
-
-    # Reporting: the only places where the host waits for the device.
-
-    def _start_meters(self) -> None:
-        self.loss_meter = LossMeter(self.processes.device)
-        self.wait_timer = WaitTimer(self.processes.device)
-        self.epoch_loss, self.epoch_updates = 0.0, 0
-        self.epoch_wait_s, self.epoch_s = 0.0, 0.0
-        self.interval_start_s = time.perf_counter()
-
-    def _log_update(self, epoch: int, update: int) -> None:
-        loss, num_losses = self.loss_meter.read()
-        wait_s = self.wait_timer.read()
-        now_s = time.perf_counter()
-        interval_s, self.interval_start_s = now_s - self.interval_start_s, now_s
-        num_updates = num_losses // self.samples.layout.accumulation
-        loss = self._mean_over_processes(loss)
-        if not np.isfinite(loss):
-            raise UserError(self._diverged(num_updates))
-        self.epoch_loss += loss
-        self.epoch_updates += num_updates
-        self.epoch_wait_s += wait_s
-        self.epoch_s += interval_s
-        spent_s = now_s - self.start_s
-        left = (self.total_updates - self.updates_done) / (self.updates_done - self.start_updates)
+    def _report(self, epoch: int, update: int) -> None:
+        """Write the log line of the updates since the last one; waits for the device."""
+        reading = self.meter.read()
+        if not math.isfinite(reading.loss):
+            raise UserError(self._diverged(reading.updates))
+        spent_s = time.perf_counter() - self.start_s
+        updates_left = self.total_updates - self.step.updates_done
         self.run_log.log_update(
             {
                 "epoch": epoch + 1,
                 "num_epochs": self.config.schedule.epochs,
                 "update": update,
                 "num_updates": self.updates_per_epoch,
-                "loss": loss / num_updates,
-                "lr": self.optimizer.param_groups[0]["lr"],
-                "img_per_s": num_updates * self.config.optimizer.batch_size / interval_s,
-                "data_wait": 100 * wait_s / interval_s,
+                "loss": reading.loss,
+                "lr": self._lr,
+                "img_per_s": reading.img_per_s,
+                "data_wait": reading.data_wait,
             },
-            left_s=spent_s * left,
+            left_s=spent_s * updates_left / (self.step.updates_done - self.start_updates),
         )
 
-    def _finish_epoch(self, epoch: int, is_last: bool) -> None:
-        """Evaluate, report and save."""
+    def _finish_epoch(self, is_last: bool) -> None:
+        """Evaluate where it is time to, write the epoch's row, save."""
+        epoch = math.ceil(self.step.updates_done / self.updates_per_epoch)
         val, ema = None, None
-        if is_last or (epoch + 1) % self.config.evaluation.every == 0:
+        if is_last or epoch % self.config.evaluation.every == 0:
             val, ema = self._evaluate()
-        accuracy = ema or val
-        is_best = accuracy is not None and accuracy.top1 >= self.best_top1
-        if is_best and accuracy is not None:
-            self.best_top1 = accuracy.top1
+        reading = self.meter.read_epoch()
         row = EpochRow(
-            epoch=epoch + 1,
-            updates=self.updates_done,
-            train_loss=self.epoch_loss / self.epoch_updates,
-            lr=self.optimizer.param_groups[0]["lr"],
-            img_per_s=self.epoch_updates * self.config.optimizer.batch_size / self.epoch_s,
-            data_wait=100 * self.epoch_wait_s / self.epoch_s,
+            epoch=epoch,
+            updates=self.step.updates_done,
+            train_loss=reading.loss,
+            lr=self._lr,
+            img_per_s=reading.img_per_s,
+            data_wait=reading.data_wait,
             val_loss=val.loss if val else None,
             val_top1=val.top1 if val else None,
             val_top5=val.top5 if val else None,
@@ -270,34 +213,33 @@ class Trainer:
             time_s=time.perf_counter() - self.start_s,
         )
         self.run_log.log_epoch(row, self.config.schedule.epochs)
+        judged = ema or val
+        is_best = judged is not None and judged.top1 >= self.best_top1
+        if judged is not None:
+            self.best_top1 = max(self.best_top1, judged.top1)
         self._save("last.pt")
         if is_best:
             self._save("best.pt")
 
     def _evaluate(self) -> tuple[Accuracy, Accuracy | None]:
-        models = [self.model]
-        if self.ema is not None:
-            models.append(self.ema.module)
+        """Accuracy of the weights and of their average."""
+        models = [self.step.model]
+        if self.step.ema is not None:
+            models.append(self.step.ema.module)
         for model in models:
             self.processes.average_buffers(model)
-        data = self.config.data
+        data, num_images = self.config.data, len(self.eval_samples.index)
         batches = self.eval_loader.batches(self.eval_samples.specs())
         results = evaluate(models, batches, self.processes, self.precision, data.mean, data.std)
-        num_images = len(self.eval_samples.index)
         assert all(result.count == num_images for result in results), (results, num_images)
-        return results[0], results[1] if self.ema is not None else None
-
-    # Checkpoints and stopping.
+        return results[0], results[1] if self.step.ema is not None else None
 
     def _save(self, name: str) -> None:
         if self.folder is None:
             return
         state = {
-            "model": self.model.state_dict(),
-            "ema": None if self.ema is None else self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "updates_done": self.updates_done,
+            **self.step.state_dict(),
+            "updates_done": self.step.updates_done,
             "updates_per_epoch": self.updates_per_epoch,
             "best_top1": self.best_top1,
             "config": self.config.model_dump(mode="json"),
@@ -308,38 +250,32 @@ class Trainer:
     def _restore(self, path: Path) -> None:
         state = load_checkpoint(path)
         saved, own = state["config"], self.config.model_dump(mode="json")
-        for key in (("model", "name"), ("model", "num_classes"), ("optimizer", "name")):
-            theirs, ours = saved[key[0]][key[1]], own[key[0]][key[1]]
+        for section, key in (("model", "name"), ("model", "num_classes"), ("optimizer", "name")):
+            theirs, ours = saved[section][key], own[section][key]
             if theirs != ours:
                 raise UserError(
-                    f"{path} was trained with {'.'.join(key)}={theirs}, not {ours}; set "
-                    f"{'.'.join(key)}={theirs}, or start anew from model.weights={path}"
+                    f"{path} was trained with {section}.{key}={theirs}, not {ours}; set "
+                    f"{section}.{key}={theirs}, or start anew from model.weights={path}"
                 )
-        load_into(self.model, state["model"], path)
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"] or state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.step.load_state_dict(state, path)
+        self.step.updates_done = self._position(path, state)
         self.best_top1 = state["best_top1"]
-        self.updates_done = self._position(path, state)
         for section in RECIPE_SECTIONS:
             for key, value in own[section].items():
-                if saved[section].get(key) != value:
-                    before = saved[section].get(key)
+                before = saved[section].get(key)
+                if before != value:
                     logger.warning("resuming with %s.%s=%s, was %s", section, key, value, before)
 
     def _position(self, path: Path, state: dict[str, Any]) -> int:
         """Updates done, counted in this run's updates per epoch."""
         epoch, update = divmod(state["updates_done"], state["updates_per_epoch"])
-        if state["updates_per_epoch"] == self.updates_per_epoch:
-            return int(state["updates_done"])
-        if update:
+        if update and state["updates_per_epoch"] != self.updates_per_epoch:
             raise UserError(
                 f"{path} stands in the middle of an epoch of {state['updates_per_epoch']} updates, "
                 f"this run's have {self.updates_per_epoch}; resume with the same "
                 "optimizer.batch_size and images"
             )
-        return int(epoch * self.updates_per_epoch)
+        return int(epoch * self.updates_per_epoch + update)
 
     def _must_stop(self, update: int) -> bool:
         """Has any process been asked to stop? Several processes compare notes when they log."""
@@ -365,29 +301,12 @@ class Trainer:
         kept = f"; the last good checkpoint is {last}" if last and last.exists() else ""
         return (
             f"the loss became inf or NaN within the {num_updates} updates before update "
-            f"{self.updates_done}; lower optimizer.lr or set optimizer.clip_grad{kept}"
+            f"{self.step.updates_done}; lower optimizer.lr or set optimizer.clip_grad{kept}"
         )
 
-    # Parts.
-
-    def _wrap_model(self) -> nn.Module:
-        """The model as the training step calls it: compiled, and synchronised over processes."""
-        if self.config.run.compile:
-            self.model.compile()
-        if self.processes.world_size == 1:
-            return self.model
-        on_gpu = self.processes.device.type == "cuda"
-        return DistributedDataParallel(
-            self.model,
-            device_ids=[self.processes.device.index] if on_gpu else None,
-            # Norm statistics stay with their process, and are averaged before an evaluation.
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
-
-    def _mean_over_processes(self, value: float) -> float:
-        tensor = torch.tensor(value, dtype=torch.float64, device=self.processes.device)
-        return float(self.processes.sum(tensor)) / self.processes.world_size
+    @property
+    def _lr(self) -> float:
+        return float(self.step.optimizer.param_groups[0]["lr"])
 
     def _describe(self) -> None:
         layout, index = self.samples.layout, self.samples.index
@@ -406,38 +325,6 @@ class Trainer:
             layout.accumulation,
             self.updates_per_epoch,
         )
-        if self.updates_done:
-            epoch, update = divmod(self.updates_done, self.updates_per_epoch)
+        if self.step.updates_done:
+            epoch, update = divmod(self.step.updates_done, self.updates_per_epoch)
             logger.info("resuming at epoch %d, update %d", epoch + 1, update + 1)
-
-
-class Stopped(Exception):  # noqa: N818 (an outcome, not an error)
-    """The run was asked to stop and has saved its state."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.exit_code = 128 + signal_number
-
-
-class _StopRequest:
-    """The first signal that asked to stop, if one did."""
-
-    signal: int | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt  # asked twice: do not finish the update
-        self.signal = number
-
-
-@contextmanager
-def _stop_requests() -> Iterator[_StopRequest]:
-    """Note SIGINT, SIGTERM and SIGUSR1 (Slurm's warning) instead of dying of them."""
-    request = _StopRequest()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    previous = {number: signal.signal(number, request) for number in numbers}
-    try:
-        yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -100,15 +100,14 @@ def test_accumulation_makes_the_same_update_as_one_large_batch(small, tmp_path):
     for batch in (192, 96, 64):
         overrides = [*small, f"run.batch_per_device={batch}", "run.max_steps=2"]
         trainer = Trainer(load_config(QUICKSTART, overrides), CPU)
-        trainer.forward = trainer.model
-        for module in trainer.model.modules():
+        for module in trainer.step.model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.train = lambda mode=True, module=module: module
                 module.training = False
         folder = tmp_path / str(batch)
         folder.mkdir()
         trainer.run(folder)
-        weights.append(trainer.model.state_dict())
+        weights.append(trainer.step.model.state_dict())
     for other in weights[1:]:
         for name, tensor in weights[0].items():
             torch.testing.assert_close(other[name], tensor, atol=2e-5, rtol=1e-4)

@@ -67,11 +67,11 @@ def test_updates_equal_timms(digits, accumulation):
         ],
     )
     trainer = Trainer(config, Processes(torch.device("cpu")))
-    trainer._start_meters()
-    trainer.model.train()
+    step = trainer.step
+    step.model.train()
 
     model = timm.create_model("resnet18", num_classes=CLASSES)
-    model.load_state_dict(trainer.model.state_dict())
+    model.load_state_dict(step.model.state_dict())
     ema = timm.utils.ModelEmaV3(model, decay=0.9)
     groups = timm.optim.param_groups_weight_decay(model, config.optimizer.weight_decay)
     optimizer = timm.optim.Lamb(groups, lr=8e-3, weight_decay=0.0)
@@ -83,8 +83,8 @@ def test_updates_equal_timms(digits, accumulation):
         chosen = [mixes[(update + micro) % 2] for micro in range(accumulation)]
         batches = [_batch(generator, *mix) for mix in chosen]
 
-        trainer._update(0, iter(batches))
-        loss, _ = trainer.loss_meter.read()
+        trainer.schedule.step(update)
+        loss = step.update(iter(batches)).item()
 
         for group in optimizer.param_groups:
             group["lr"] = trainer.schedule.lr_at(update)
@@ -99,8 +99,8 @@ def test_updates_equal_timms(digits, accumulation):
 
         assert loss == pytest.approx(expected, abs=1e-6, rel=1e-5)
     theirs = model.state_dict()
-    for name, ours in trainer.model.state_dict().items():
+    for name, ours in step.model.state_dict().items():
         torch.testing.assert_close(ours, theirs[name], atol=1e-5, rtol=1e-5)
     theirs = ema.module.state_dict()
-    for name, ours in trainer.ema.state_dict().items():
+    for name, ours in step.ema.state_dict().items():
         torch.testing.assert_close(ours, theirs[name], atol=1e-5, rtol=1e-5)

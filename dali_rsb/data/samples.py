@@ -130,6 +130,11 @@ class TrainSamples:
                 indices = order[positions.start : positions.stop : positions.step]
                 yield BatchSpec(indices, len(indices), epoch, positions)
 
+    def stream(self, epoch: int, end_epoch: int, first_update: int = 0) -> Iterator[BatchSpec]:
+        """Yield the micro-batches of all epochs before `end_epoch`, entering at an update."""
+        for number in range(epoch, end_epoch):
+            yield from self.specs(number, first_update if number == epoch else 0)
+
     def prepare(self, spec: BatchSpec) -> PreparedBatch:
         index, indices = self.index, spec.indices
         inputs: dict[str, Any] = {"path": index.path_arrays(indices)}

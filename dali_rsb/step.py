@@ -1,0 +1,154 @@
+"""The training step: one optimizer update from its micro-batches, and the state it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dali_rsb.checkpoint import load_into
+from dali_rsb.data.loader import Batch
+from dali_rsb.distributed import Processes
+from dali_rsb.kernels.mix import normalize_mix
+from dali_rsb.optim import ModelEma
+from dali_rsb.precision import Precision
+
+
+class TrainStep:
+    """Mix, forward, loss, backward, optimizer, EMA. Nothing here waits for the device.
+
+    Args:
+        model: on its device; trained in place.
+        criterion: loss of (logits, labels, partner labels, lambda), see `dali_rsb.losses`.
+        optimizer: over the model's parameters; its learning rate is set from outside.
+        ema: average of the model's weights, or None.
+        precision: of the forward pass and loss.
+        processes: this process among those that exchange gradients.
+        accumulation: micro-batches of one update.
+        mean, std: of the normalisation.
+        clip_grad: limit of the gradients' norm, or None.
+        compile: whether to compile the model.
+        seed: of the model's own randomness (dropout, stochastic depth).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema: ModelEma | None,
+        precision: Precision,
+        processes: Processes,
+        *,
+        accumulation: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        clip_grad: float | None = None,
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.criterion = criterion
+        self.optimizer = optimizer
+        self.ema = ema
+        self.scaler = precision.scaler()
+        self.updates_done = 0
+        self._processes = processes
+        self._precision = precision
+        self._autocast = precision.autocast()
+        self._accumulation = accumulation
+        self._mean, self._std = mean, std
+        self._clip_grad = clip_grad
+        self._seed = seed
+        if compile:
+            model.compile()
+        self._forward = self._distribute(model)
+
+    def update(self, batches: Iterator[Batch]) -> Tensor:
+        """Make one update from the next micro-batches of `batches`.
+
+        Returns:
+            float32 scalar on the device: the loss, mean over this process's samples.
+        """
+        self._seed_model_randomness()
+        losses = torch.zeros((), device=self._processes.device)
+        for micro_batch in range(self._accumulation):
+            batch = next(batches)
+            with self._gradient_exchange(micro_batch == self._accumulation - 1):
+                loss = self._loss(batch) / self._accumulation
+                self.scaler.scale(loss).backward()
+            losses += loss.detach()
+        if self._clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.updates_done += 1
+        if self.ema is not None:
+            self.ema.update(self.model, self.updates_done)
+        return losses
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a later run needs to go on with the same bits."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
+        """Take over a state; a new EMA starts from the weights where the state has none.
+
+        Raises:
+            UserError: the weights are of another architecture; `source` is named.
+        """
+        load_into(self.model, state["model"], source)
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"] or state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def _loss(self, batch: Batch) -> Tensor:
+        mixing, labels = batch.mixing, batch.labels
+        normalization = (self._mean, self._std, self._precision.input_dtype)
+        if mixing is None:
+            images = normalize_mix(batch.images, *normalization)
+            partner_labels, lam = labels, torch.ones_like(labels, dtype=torch.float32)
+        else:
+            drawn = (mixing.partner, mixing.pixel_lam, mixing.box)
+            images = normalize_mix(batch.images, *normalization, *drawn)
+            partner_labels, lam = labels[mixing.partner], mixing.lam
+        with self._autocast:
+            loss: Tensor = self.criterion(self._forward(images), labels, partner_labels, lam)
+        return loss
+
+    def _distribute(self, model: nn.Module) -> nn.Module:
+        if self._processes.world_size == 1:
+            return model
+        on_gpu = self._processes.device.type == "cuda"
+        return DistributedDataParallel(
+            model,
+            device_ids=[self._processes.device.index] if on_gpu else None,
+            # Norm statistics stay with their process, and are averaged before an evaluation.
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    def _gradient_exchange(self, is_last: bool) -> AbstractContextManager[None]:
+        """Processes exchange gradients once an update, with the last micro-batch."""
+        if is_last or not isinstance(self._forward, DistributedDataParallel):
+            return nullcontext()
+        return self._forward.no_sync()
+
+    def _seed_model_randomness(self) -> None:
+        """Make dropout and stochastic depth, like the data, a function of seed and position."""
+        entropy = (self._seed, self.updates_done, self._processes.rank)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))

@@ -1,0 +1,47 @@
+"""Stopping a run from outside: a signal is noted, the update finished, the state saved."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# Ctrl-C, the end of a pre-emptible job, and Slurm's warning before its time limit.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(Exception):  # noqa: N818 (an outcome, not an error)
+    """The run was asked to stop and has saved its state.
+
+    Attributes:
+        exit_code: the shell's for a process that the signal ended, 128 + its number.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.exit_code = 128 + signal_number
+
+
+class StopRequest:
+    """The first signal that asked to stop, if one did."""
+
+    signal: int | None = None
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler; the second signal interrupts at once."""
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Note the signals instead of dying of them."""
+    request = StopRequest()
+    previous = {number: signal.signal(number, request.note) for number in SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
