@@ -219,7 +219,7 @@ def _auto_contrast(images: DataNode, size_px: tuple[int, int]) -> DataNode:
     """
     low = fn.cast(fn.reductions.min(images, axes=[0, 1], keep_dims=True), dtype=types.FLOAT64)
     high = fn.cast(fn.reductions.max(images, axes=[0, 1], keep_dims=True), dtype=types.FLOAT64)
-    flat = low == high
+    flat = low == high  # then scaled by 1 and shifted by 0
     scale = (255.0 - 254.0 * flat) / (high - low + flat)
     return _truncate(images * scale + (low * flat - low) * scale, size_px)
 

@@ -190,7 +190,8 @@ class RandAugmentPolicy:
     def _values(self, draws: RandAugmentDraws) -> NDArray[np.float64]:
         """Return the argument of each point, colour or blending operation: [batch, layers]."""
         level = draws.magnitude / FULL_MAGNITUDE
-        # `int` truncates in timm, as the conversions to integers do here.
+        # `int` truncates in timm, as the conversions to integers do here. Without a bit left the
+        # image is black; Pillow 13 raises there, older versions did the same as this.
         num_bits = (level * 4).astype(np.int64)
         threshold = np.minimum(256, (level * 256).astype(np.int64))
         if self.increasing:
