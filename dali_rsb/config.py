@@ -133,7 +133,6 @@ class Run(Section):
     log_every: Positive = 50  # updates between log lines
     checkpoint_every: Positive | None = None  # updates between checkpoints within an epoch
     max_steps: Positive | None = None  # stop after so many updates in all
-    max_skipped_steps: Positive = 50  # updates skipped in a row (inf or NaN) that end the run
 
 
 class Config(Section):
