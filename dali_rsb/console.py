@@ -14,9 +14,11 @@ def console_messages(is_first: bool = True) -> Iterator[None]:
     console.setLevel(logging.INFO if is_first else logging.WARNING)
     console.setFormatter(logging.Formatter("%(message)s"))
     package = logging.getLogger("dali_rsb")
+    level = package.level
     package.setLevel(logging.INFO)
     package.addHandler(console)
     try:
         yield
     finally:
         package.removeHandler(console)
+        package.setLevel(level)

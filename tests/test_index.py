@@ -181,7 +181,7 @@ def test_dali_reads_the_paths(small):
 FILES = {
     "baseline.jpg": (encode(31, 17), ImageFormat.JPEG),
     "grey.jpg": (encode(31, 17, mode="L"), ImageFormat.JPEG),
-    "cmyk.jpg": (encode(31, 17, mode="CMYK"), ImageFormat.JPEG),
+    "cmyk.jpg": (encode(31, 17, mode="CMYK"), ImageFormat.OTHER),
     "progressive.jpg": (encode(31, 17, progressive=True), ImageFormat.JPEG),
     "restart.jpg": (encode(31, 17, restart_marker_blocks=1), ImageFormat.JPEG),
     "profile.jpg": (encode(31, 17, icc_profile=b"\xff\xc0" * 50_000), ImageFormat.JPEG),
@@ -190,7 +190,7 @@ FILES = {
     "1.webp": (encode(31, 17, "WEBP"), ImageFormat.WEBP),
     "1.bmp": (encode(31, 17, "BMP"), ImageFormat.BMP),
     "1.tif": (encode(31, 17, "TIFF"), ImageFormat.TIFF),
-    "rotated.tif": (encode(31, 17, "TIFF", tiffinfo={274: 6}), ImageFormat.TIFF),
+    "rotated.tif": (encode(17, 31, "TIFF", tiffinfo={274: 6}), ImageFormat.OTHER),
     "1.gif": (encode(31, 17, "GIF"), ImageFormat.GIF),
     "1.ppm": (encode(31, 17, "PPM"), ImageFormat.PNM),
     "1.pgm": (encode(31, 17, "PPM", "L"), ImageFormat.PNM),
@@ -398,7 +398,7 @@ def test_wrong_layouts(tmp_path, names, message):
         open_index(root)
     assert "\n" not in str(caught.value)
     assert str(root) in str(caught.value)
-    assert not (root / index.FOLDER_NAME).exists()
+    assert not (index.place_beside(root)).exists()
 
 
 def test_root_missing_or_no_folder_or_all_unreadable(tmp_path):
@@ -439,8 +439,8 @@ def test_stored_index_is_loaded_memory_mapped_and_equal(small, num_builds):
     dtypes = [str(getattr(loaded, name).dtype) for name in ARRAYS]
     assert dtypes == ["int64", "int32", "int32", "uint8", "uint8", "int64"]
     assert all(isinstance(getattr(loaded, name).base, np.memmap) for name in ARRAYS)
-    assert [path.name for path in small.iterdir() if path.name.startswith(".")] == [
-        index.FOLDER_NAME
+    assert [path for path in small.parent.iterdir() if path.name.startswith(".")] == [
+        index.place_beside(small)
     ]
 
 
@@ -503,7 +503,7 @@ def test_image_added_to_the_root_is_noticed(small):
 @pytest.mark.parametrize("damage", ["cut", "remove"])
 def test_damaged_index_is_built_anew(small, num_builds, name, damage):
     built = open_index(small)
-    path = small / index.FOLDER_NAME / name
+    path = index.place_beside(small) / name
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-3])
     else:
@@ -519,12 +519,12 @@ def test_index_of_another_version_is_built_anew(small, num_builds, monkeypatch, 
     monkeypatch.setattr(index, "FORMAT_VERSION", index.FORMAT_VERSION + 1)
     open_index(small)
     assert num_builds() == 2
-    assert "it has format 1, not 2" in caplog.text
+    assert "it has format 2, not 3" in caplog.text
 
 
 def test_moved_dataset_keeps_its_index(small, num_builds):
     open_index(small)
-    moved = small.rename(small.with_name("moved"))
+    moved = small.parent.rename(small.parent.with_name("moved")) / small.name
     found = open_index(moved)
     assert num_builds() == 1
     assert found.path(0) == moved / "a" / "1.jpg"
@@ -536,7 +536,7 @@ def test_one_cache_dir_serves_several_datasets(small, tmp_path, num_builds):
         assert len(open_index(small, cache_dir=tmp_path / "cache")) == 4
         assert len(open_index(other, cache_dir=tmp_path / "cache")) == 1
     assert num_builds() == 2
-    assert not (small / index.FOLDER_NAME).exists()
+    assert not (index.place_beside(small)).exists()
 
 
 def make_read_only(monkeypatch):
@@ -550,7 +550,7 @@ def test_index_of_a_read_only_root_lies_in_the_user_cache(small, tmp_path, num_b
     open_index(small)
     open_index(small)
     assert num_builds() == 1
-    assert not (small / index.FOLDER_NAME).exists()
+    assert not (index.place_beside(small)).exists()
     assert [path.name[:5] for path in (tmp_path / "home" / "cache").iterdir()] == ["data-"]
 
 
@@ -618,7 +618,7 @@ def test_readers_never_see_a_mixture_while_the_index_is_replaced(tmp_path):
     )
     listing = scan.list_images(root)
     fingerprint = scan.Fingerprint(listing.root_entries, listing.directory_mtime_ns, {})
-    place = root / index.FOLDER_NAME
+    place = index.place_beside(root)
     done = threading.Event()
 
     def load():
@@ -641,8 +641,8 @@ def test_readers_never_see_a_mixture_while_the_index_is_replaced(tmp_path):
             writer.result()
         done.set()
         assert all(reader.result() > 0 for reader in readers)
-    assert [path.name for path in root.iterdir() if path.name.startswith(".")] == [
-        index.FOLDER_NAME
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == [
+        index.place_beside(root)
     ]
 
 
@@ -664,7 +664,7 @@ def test_imagenet_sized_index_loads_fast(tmp_path):
         path_offsets=np.arange(num_images + 1, dtype=np.int64) * name_bytes,
     )
     mtimes = {name: (root / name).stat().st_mtime_ns for name in made_up.classes}
-    index._write(root / index.FOLDER_NAME, made_up, scan.Fingerprint(list(mtimes), mtimes, {}))
+    index._write(index.place_beside(root), made_up, scan.Fingerprint(list(mtimes), mtimes, {}))
 
     start_s = time.perf_counter()
     loaded = open_index(root)

@@ -1,4 +1,5 @@
-"""Images that cannot be decoded: found when the graph fails, replaced by their neighbour.
+"""Images that DALI cannot decode: found when the graph fails; what Pillow decodes is converted, the
+rest replaced by their neighbour.
 
 DALI drops a whole pipeline over one file. As the data path is a pure function, the batches under
 way are simply built again without the file.
@@ -13,6 +14,7 @@ from typing import Literal
 import numpy as np
 from nvidia.dali import Pipeline
 
+from dali_rsb.data.conversion import Conversions
 from dali_rsb.data.index import DatasetIndex
 from dali_rsb.errors import UserError
 from pipelines.decoding import decode_check_pipeline
@@ -25,7 +27,9 @@ OnBadImage = Literal["substitute", "raise"]
 class BadImages:
     """Keeps the replacements of undecodable images of one dataset.
 
-    A bad image is replaced by the next index that is good, on every process alike.
+    A bad image is one that neither DALI nor Pillow decodes; it is replaced by the next index that
+    is good, on every process alike. `conversions` holds the copies of those that only Pillow
+    decodes.
 
     Args:
         index: the dataset.
@@ -38,12 +42,13 @@ class BadImages:
         self, index: DatasetIndex, policy: OnBadImage = "substitute", max_fraction: float = 0.001
     ) -> None:
         self.replacements: dict[int, int] = {}
+        self.conversions = Conversions(index)
         self._index = index
         self._policy = policy
         self._max_count = max(1, int(max_fraction * len(index)))
 
     def find(self, indices: np.ndarray, error: RuntimeError) -> None:
-        """Decode images one by one and replace those that fail.
+        """Decode images one by one; convert or else replace those that fail.
 
         Args:
             indices: int64 [n], those of the batches under way when the graph failed.
@@ -58,7 +63,8 @@ class BadImages:
         if not bad:
             raise error
         for image in bad:
-            self._replace(image)
+            if not self.conversions.convert_rejected(image):
+                self._replace(image)
 
     def _replace(self, image: int) -> None:
         path = self._index.path(image)
@@ -79,9 +85,12 @@ class BadImages:
     def _next_good(self, image: int) -> int:
         for step in range(1, len(self._index)):
             candidate = (image + step) % len(self._index)
-            if candidate not in self.replacements and not self._undecodable([candidate]):
+            if candidate not in self.replacements and self._is_good(candidate):
                 return candidate
         raise UserError(f"no image under {self._index.root} can be decoded")
+
+    def _is_good(self, image: int) -> bool:
+        return not self._undecodable([image]) or self.conversions.convert_rejected(image)
 
     def _undecodable(self, images: Iterable[int]) -> list[int]:
         """Those of some images that the CPU decoder rejects."""
@@ -90,7 +99,7 @@ class BadImages:
         for image in images:
             pipeline = pipeline or decode_check_pipeline()
             try:
-                pipeline.run(path=[self._index.path_array(image)])
+                pipeline.run(path=[self.conversions.path_array(image)])
             except RuntimeError:
                 bad.append(image)
                 pipeline = None  # DALI drops a pipeline that failed

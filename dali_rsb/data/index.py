@@ -35,8 +35,7 @@ __all__ = ["DatasetIndex", "ImageFormat", "check_same_classes", "open_index"]
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-FOLDER_NAME = ".dali_rsb_index"
+FORMAT_VERSION = 2
 USER_CACHE = Path("~/.cache/dali_rsb")
 
 _ARRAYS = ("labels", "widths", "heights", "formats", "path_bytes", "path_offsets")
@@ -55,6 +54,7 @@ class DatasetIndex:
         formats: uint8 [N], `ImageFormat` by content.
         path_bytes: uint8, the relative paths in UTF-8, one after the other.
         path_offsets: int64 [N + 1], path i is `path_bytes[path_offsets[i]:path_offsets[i + 1]]`.
+        place: folder that the index is stored in, None if it is stored nowhere.
     """
 
     root: Path
@@ -65,6 +65,7 @@ class DatasetIndex:
     formats: npt.NDArray[np.uint8]
     path_bytes: npt.NDArray[np.uint8]
     path_offsets: npt.NDArray[np.int64]
+    place: Path | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -150,7 +151,8 @@ def open_index(
     names the list of them. Several processes may open the same index at once: one builds it.
 
     The index is stored in `cache_dir` under the root's name and a hash of its resolved path, else
-    in `root/.dali_rsb_index`, else (root not writable) in `~/.cache/dali_rsb` as in `cache_dir`.
+    beside the root (see `place_beside`), else (that is not writable) in `~/.cache/dali_rsb` as in
+    `cache_dir`.
 
     Args:
         root: the folder that holds the class folders.
@@ -193,10 +195,19 @@ def _places(root: Path, cache_dir: Path | None) -> list[Path]:
     name = f"{resolved.name}-{hashlib.sha256(os.fsencode(resolved)).hexdigest()[:16]}"
     if cache_dir is not None:
         return [Path(cache_dir).expanduser().absolute() / name]
-    if os.access(root, os.W_OK | os.X_OK):
-        return [root / FOLDER_NAME]
-    # An index that someone who may write there has stored in the root serves everyone.
-    return [root / FOLDER_NAME, _user_cache(root) / name]
+    if os.access(resolved.parent, os.W_OK | os.X_OK):
+        return [place_beside(root)]
+    # An index that someone who may write there has stored beside the root serves everyone.
+    return [place_beside(root), _user_cache(root) / name]
+
+
+def place_beside(root: Path) -> Path:
+    """Where the index of a dataset is stored by default: /images/.train.dali_rsb_index for train.
+
+    Not inside the root, where torchvision's ImageFolder would take it for a class.
+    """
+    resolved = root.resolve()
+    return resolved.with_name(f".{resolved.name}.dali_rsb_index")
 
 
 def _user_cache(root: Path) -> Path:
@@ -243,6 +254,7 @@ def _build(place: Path, root: Path, num_workers: int | None, progress: bool) -> 
             )
             _warn_of_unreadable(root, list(unreadable))
         else:
+            index = dataclasses.replace(index, place=place)
             _warn_of_unreadable(root, list(unreadable), place / _UNREADABLE)
         return index
 
@@ -330,7 +342,7 @@ def _load(place: Path, root: Path) -> tuple[DatasetIndex | None, str | None]:
         arrays = {
             name: np.asarray(np.load(place / f"{name}.npy", mmap_mode="r")) for name in _ARRAYS
         }
-        index = DatasetIndex(root=root, classes=tuple(meta["classes"]), **arrays)
+        index = DatasetIndex(root=root, classes=tuple(meta["classes"]), place=place, **arrays)
         if (place / _META).read_text(encoding="utf-8") != text:
             return None, "another process has just replaced it"
     except FileNotFoundError:

@@ -101,7 +101,9 @@ class Loader:
         self._runner.reset()
 
     def _submit(self, spec: BatchSpec) -> PreparedBatch:
-        prepared = self._samples.prepare(replace_indices(spec, self._bad_images.replacements))
+        spec = replace_indices(spec, self._bad_images.replacements)
+        prepared = self._samples.prepare(spec)
+        self._bad_images.conversions.substitute(prepared.inputs["path"], spec.indices)
         self._runner.submit(prepared.inputs)
         return prepared
 

@@ -51,7 +51,7 @@ class Fingerprint:
 
     Attributes:
         root_entries: names of the class folders (and images) that lie directly in the root. They
-            stand for its mtime, which also changes when an index is stored in it.
+            stand for its mtime, which also changes with files that do not matter here.
         directory_mtime_ns: mtime of each other directory, by path relative to the root.
         unreadable: mtime in nanoseconds and size in bytes of each image that could not be read, by
             relative path: one that is repaired in place is noticed.
