@@ -73,11 +73,12 @@ class Trainer:
 
         schedule = config.schedule
         self.updates_per_epoch = self.samples.updates_per_epoch
-        self.total_updates = schedule.epochs * self.updates_per_epoch
+        total_updates = schedule.epochs * self.updates_per_epoch
+        self.last_update = min(total_updates, config.run.max_steps or total_updates)
         self.schedule = CosineSchedule(
             self.step.optimizer,
             peak_lr=config.optimizer.lr,
-            total_updates=self.total_updates,
+            total_updates=total_updates,
             warmup_updates=round(schedule.warmup_epochs * self.updates_per_epoch),
             warmup_lr=schedule.warmup_lr,
             min_lr=schedule.min_lr,
@@ -137,23 +138,22 @@ class Trainer:
             self.samples.stream(epoch, self.config.schedule.epochs, update)
         )
         self.batches = self.meter.timed(batches)
-        end = min(self.total_updates, self.config.run.max_steps or self.total_updates)
         self.start_s, self.start_updates = time.perf_counter(), self.step.updates_done
         try:
             with stop_requests() as self.stop_request:
-                while self.step.updates_done < end:
-                    self._train_epoch(end)
-                    self._finish_epoch(is_last=self.step.updates_done == end)
+                while self.step.updates_done < self.last_update:
+                    self._train_epoch()
+                    self._finish_epoch(is_last=self.step.updates_done == self.last_update)
         finally:
             self.run_log.close()
             batches.close()
             self.loader.close()
             self.eval_loader.close()
 
-    def _train_epoch(self, end: int) -> None:
-        """Train to the end of the epoch, or to update `end` of the run."""
+    def _train_epoch(self) -> None:
+        """Train to the end of the epoch or of the run."""
         epoch, first_update = divmod(self.step.updates_done, self.updates_per_epoch)
-        last_update = min(self.updates_per_epoch, end - epoch * self.updates_per_epoch)
+        last_update = min(self.updates_per_epoch, self.last_update - epoch * self.updates_per_epoch)
         run = self.config.run
         self.run_log.start_epoch(epoch, self.config.schedule.epochs, first_update, last_update)
         self.step.model.train()
@@ -176,7 +176,7 @@ class Trainer:
         if not math.isfinite(reading.loss):
             raise UserError(self._diverged(reading.updates))
         spent_s = time.perf_counter() - self.start_s
-        updates_left = self.total_updates - self.step.updates_done
+        updates_left = self.last_update - self.step.updates_done
         self.run_log.log_update(
             {
                 "epoch": epoch + 1,
