@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +16,7 @@ from dali_rsb.data.bad_images import BadImages
 from dali_rsb.data.cpus import threads_per_process
 from dali_rsb.data.crops import EvalGeometry
 from dali_rsb.data.digits import write_digits
+from dali_rsb.data.graphs import eval_graph, train_graph
 from dali_rsb.data.index import DatasetIndex, check_same_classes, open_index
 from dali_rsb.data.loader import Loader
 from dali_rsb.data.mixing import PAIR_BLOCK, MixPolicy
@@ -26,7 +26,6 @@ from dali_rsb.data.samples import EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.distributed import Processes
 from dali_rsb.errors import UserError
 from dali_rsb.models import create_model
-from pipelines import eval_pipeline, train_pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -160,17 +159,14 @@ def train_samples(
 
 def train_loader(config: cfg.Config, samples: TrainSamples, processes: Processes) -> Loader:
     """The training graph and its loader."""
-    build = partial(
-        train_pipeline,
-        size_px=config.augment.size,
+    build = train_graph(
+        samples.transform,
         batch_size=samples.layout.batch_per_device,
         num_threads=_threads(config, processes),
-        device_id=_device_id(processes),
+        device=processes.device,
         prefetch=config.data.prefetch,
-        decode_mode=samples.transform.decode_mode,
-        hw_decoder_load=config.data.hw_decoder_load,
-        randaugment_layers=samples.transform.randaugment_layers,
         fill=fill_color(config.data.mean),
+        hw_decoder_load=config.data.hw_decoder_load,
     )
     bad_images = BadImages(samples.index, config.data.on_bad_image, config.data.max_bad_fraction)
     return Loader(samples, build, processes.device, config.data.prefetch, bad_images)
@@ -187,14 +183,12 @@ def eval_loader(
     settings = config.evaluation
     layout = EvalLayout(len(index), settings.batch_per_device, processes.world_size, processes.rank)
     samples = EvalSamples(index, layout, EvalGeometry(settings.size, settings.crop_ratio))
-    build = partial(
-        eval_pipeline,
-        size_px=settings.size,
+    build = eval_graph(
+        settings.size,
+        settings.interpolation,
         batch_size=settings.batch_per_device,
         num_threads=_threads(config, processes),
-        device_id=_device_id(processes),
-        prefetch=2,
-        interpolation=settings.interpolation,
+        device=processes.device,
         hw_decoder_load=config.data.hw_decoder_load,
     )
     return samples, Loader(samples, build, processes.device, 2, BadImages(index, "raise"))
@@ -202,10 +196,6 @@ def eval_loader(
 
 def _threads(config: cfg.Config, processes: Processes) -> int:
     return config.data.threads or threads_per_process(processes.local_world_size)
-
-
-def _device_id(processes: Processes) -> int | None:
-    return processes.device.index if processes.device.type == "cuda" else None
 
 
 def build_model(config: cfg.Model, device: torch.device) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -68,6 +69,31 @@ def decode_shared(
         pixel = np.zeros((1, 1, 3), np.uint8)  # never looked at
         images = types.Constant(pixel, layout="HWC", device=device)
     return fn.permute_batch(images, indices=source)
+
+
+# Resizes a batch of windows on the host: (images, starts, ends, interpolations), each with one
+# array for each sample, -> resized images.
+HostResize = Callable[..., Sequence[np.ndarray]]
+
+
+def resize_window_on_host(
+    images: DataNode, start: DataNode, end: DataNode, interpolation: DataNode, resize: HostResize
+) -> DataNode:
+    """Resize windows by a function of the caller's; for CPU graphs.
+
+    Args:
+        start, end: as in `resize_window`, in whole pixels.
+        interpolation: a DALIInterpType for each image, as int32.
+    """
+    return fn.python_function(
+        images,
+        start,
+        end,
+        interpolation,
+        function=resize,
+        batch_processing=True,
+        output_layouts="HWC",
+    )
 
 
 def resize_window(

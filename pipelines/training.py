@@ -7,10 +7,12 @@ from nvidia.dali.data_node import DataNode
 
 from pipelines.decoding import (
     DecodeMode,
+    HostResize,
     decode,
     decode_shared,
     read_files,
     resize_window,
+    resize_window_on_host,
 )
 from pipelines.inputs import InputSpec, external_inputs
 from pipelines.randaugment import rand_augment, randaugment_inputs
@@ -47,6 +49,7 @@ def _train_graph(
     hw_decoder_load: float,
     randaugment_layers: int,
     fill: tuple[int, int, int],
+    host_resize: HostResize | None,
 ) -> DataNode:
     inputs = external_inputs(train_inputs(decode_mode, randaugment_layers))
     if decode_mode == "shared":
@@ -54,10 +57,14 @@ def _train_graph(
             inputs["path"], device, hw_decoder_load, inputs["is_first"], inputs["source"]
         )
     else:
-        window = (inputs["anchor"], inputs["shape"]) if decode_mode == "roi" else None
-        images = decode(read_files(inputs["path"]), device, hw_decoder_load, window)
-    interpolation = fn.reinterpret(inputs["interpolation"], dtype=types.INTERP_TYPE)
-    images = resize_window(images, size_px, inputs["start"], inputs["end"], interpolation)
+        part = (inputs["anchor"], inputs["shape"]) if decode_mode == "roi" else None
+        images = decode(read_files(inputs["path"]), device, hw_decoder_load, part)
+    window = (inputs["start"], inputs["end"])
+    if host_resize is not None:
+        images = resize_window_on_host(images, *window, inputs["interpolation"], host_resize)
+    else:
+        interpolation = fn.reinterpret(inputs["interpolation"], dtype=types.INTERP_TYPE)
+        images = resize_window(images, size_px, *window, interpolation)
     return rand_augment(
         images,
         inputs,
@@ -79,6 +86,7 @@ def train_pipeline(
     hw_decoder_load: float = 0.65,
     randaugment_layers: int = 0,
     fill: tuple[int, int, int] = (124, 116, 104),
+    host_resize: HostResize | None = None,
 ) -> Pipeline:
     """Build the training graph; its output is uint8 [batch_size, size_px, size_px, 3].
 
@@ -89,6 +97,7 @@ def train_pipeline(
         randaugment_layers: operations that may be applied to one image, one after the other.
         fill: colour (R, G, B) that geometric operations bring in; the default is timm's,
             255 x the ImageNet mean, rounded.
+        host_resize: resizes in place of DALI's operator; for the CPU graph only.
     """
     return _train_graph(
         size_px,
@@ -97,6 +106,7 @@ def train_pipeline(
         hw_decoder_load,
         randaugment_layers,
         fill,
+        host_resize,
         batch_size=batch_size,
         num_threads=num_threads,
         device_id=device_id,

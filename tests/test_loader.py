@@ -9,6 +9,7 @@ from PIL import Image
 
 from dali_rsb.data.bad_images import BadImages
 from dali_rsb.data.crops import EvalGeometry
+from dali_rsb.data.graphs import eval_graph, train_graph
 from dali_rsb.data.index import open_index
 from dali_rsb.data.loader import Loader
 from dali_rsb.data.mixing import MixPolicy
@@ -16,7 +17,6 @@ from dali_rsb.data.randaugment import RandAugmentPolicy
 from dali_rsb.data.sampler import BatchLayout, EvalLayout
 from dali_rsb.data.samples import EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError
-from pipelines import eval_pipeline, train_pipeline
 
 CPU = torch.device("cpu")
 SIZE_PX = 24
@@ -47,27 +47,19 @@ def _train_samples(index, layout, **options):
 
 
 def _train_loader(samples, prefetch=2, **options):
-    def build():
-        return train_pipeline(
-            size_px=SIZE_PX,
-            batch_size=samples.layout.batch_per_device,
-            num_threads=1,
-            device_id=None,
-            prefetch=prefetch,
-            randaugment_layers=samples.transform.randaugment_layers,
-        )
-
+    batch = samples.layout.batch_per_device
+    build = train_graph(
+        samples.transform, batch_size=batch, num_threads=1, device=CPU, prefetch=prefetch
+    )
     return Loader(samples, build, CPU, prefetch, BadImages(samples.index, **options))
 
 
 def _eval_loader(index, batch, prefetch=2, policy="raise", **options):
     samples = EvalSamples(index, EvalLayout(len(index), batch), EvalGeometry(SIZE_PX, 1.0))
 
-    def build():
-        return eval_pipeline(
-            size_px=SIZE_PX, batch_size=batch, num_threads=1, device_id=None, prefetch=prefetch
-        )
-
+    build = eval_graph(
+        SIZE_PX, "bicubic", batch_size=batch, num_threads=1, device=CPU, prefetch=prefetch
+    )
     return samples, Loader(samples, build, CPU, prefetch, BadImages(index, policy, **options))
 
 

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from conftest import run_module
 from PIL import Image
 from timm.data import auto_augment
@@ -127,12 +128,12 @@ def test_every_photograph_is_within_the_limits(photo_folder):
 
 
 def test_a_resize_without_antialias_is_off(comparison, monkeypatch):
-    resize = stages_of.fn.resize
+    def without_antialias(resize):
+        return lambda *arguments, **options: resize(*arguments, **{**options, "antialias": False})
 
-    def aliased(*arguments, **options):
-        return resize(*arguments, **{**options, "antialias": False})
-
-    monkeypatch.setattr("pipelines.decoding.fn.resize", aliased)
+    monkeypatch.setattr("pipelines.decoding.fn.resize", without_antialias(stages_of.fn.resize))
+    interpolate = without_antialias(torch.nn.functional.interpolate)
+    monkeypatch.setattr("dali_rsb.data.cpu_resize.interpolate", interpolate)
     verdicts = {stage.name: stage.verdict for stage in comparison.stages()}
     assert verdicts["evaluation transform, 96/0.95 bicubic"] == "off"
     assert verdicts["crop + resize + flip, bicubic, roi decode"] == "off"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image
 from dali_rsb.data.bad_images import BadImages
 from dali_rsb.data.cpus import threads_per_process
 from dali_rsb.data.crops import EvalGeometry
+from dali_rsb.data.graphs import eval_graph, train_graph
 from dali_rsb.data.index import DatasetIndex
 from dali_rsb.data.loader import Loader, Samples
 from dali_rsb.data.philox import Stream, uniforms
@@ -24,7 +25,7 @@ from dali_rsb.data.sampler import BatchLayout, EvalLayout
 from dali_rsb.data.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.parity.pillow import apply_operation, crop_resize_flip, eval_transform
 from dali_rsb.parity.report import Limits, Stage
-from pipelines import InputSpec, eval_pipeline, train_pipeline
+from pipelines import InputSpec
 from pipelines.decoding import INTERPOLATIONS, DecodeMode, decode, read_files
 from pipelines.inputs import external_inputs
 from pipelines.randaugment import rand_augment, randaugment_inputs
@@ -45,6 +46,7 @@ FILL = fill_color((0.485, 0.456, 0.406))  # mean of ImageNet
 CROP_RATIO = 0.95  # of the recipes' evaluation
 NUM_EPOCHS = 4  # random crops of each image
 BATCH_SIZE = 8  # few, for the memory that very large images take
+PREFETCH = 2
 
 
 @pipeline_def
@@ -85,9 +87,13 @@ class Comparison:
         self._device = "cpu" if device_id is None else "gpu"
         self._bad_images = BadImages(index, "raise")
         self._decoder: Pipeline | None = None
-        self._options: dict[str, Any] = {
-            "num_threads": threads_per_process(1),
-            "device_id": device_id,
+        num_threads = threads_per_process(1)
+        self._options: dict[str, Any] = {"num_threads": num_threads, "device_id": device_id}
+        self._graph_options: dict[str, Any] = {
+            "batch_size": BATCH_SIZE,
+            "num_threads": num_threads,
+            "device": torch.device("cpu" if device_id is None else f"cuda:{device_id}"),
+            "prefetch": PREFETCH,
         }
 
     def stages(self) -> Iterator[Stage]:
@@ -153,7 +159,8 @@ class Comparison:
         geometry = EvalGeometry(self._size_px, CROP_RATIO)
         stage = Stage(f"{name}, {self._size_px}/{CROP_RATIO} bicubic", limits)
         samples = EvalSamples(self._index, EvalLayout(len(self._index), BATCH_SIZE), geometry)
-        for spec, row, ours in self._rows(samples, eval_pipeline, self._specs(num_epochs=1)):
+        build = eval_graph(self._size_px, "bicubic", **self._graph_options)
+        for spec, row, ours in self._rows(samples, build, self._specs(num_epochs=1)):
             image = int(spec.indices[row])
             reference = eval_transform(decode_image(image), geometry, "bicubic")
             stage.add(ours, np.asarray(reference), self._label(image))
@@ -211,12 +218,7 @@ class Comparison:
 
     def _train_rows(self, transform: TrainTransform) -> Iterator[tuple[BatchSpec, int, np.ndarray]]:
         samples = TrainSamples(self._index, BatchLayout(BATCH_SIZE, BATCH_SIZE), transform)
-        build = partial(
-            train_pipeline,
-            decode_mode=transform.decode_mode,
-            randaugment_layers=transform.randaugment_layers,
-            fill=FILL,
-        )
+        build = train_graph(transform, fill=FILL, **self._graph_options)
         yield from self._rows(samples, build, self._specs(NUM_EPOCHS))
 
     def _specs(self, num_epochs: int) -> list[BatchSpec]:
@@ -228,13 +230,11 @@ class Comparison:
         ]
 
     def _rows(
-        self, samples: Samples, build: Callable[..., Pipeline], specs: Iterable[BatchSpec]
+        self, samples: Samples, build: Callable[[], Pipeline], specs: Iterable[BatchSpec]
     ) -> Iterator[tuple[BatchSpec, int, np.ndarray]]:
         """Yield the specification, the row and the output uint8 [H, W, 3] of each sample."""
-        device = torch.device("cpu" if self._device_id is None else f"cuda:{self._device_id}")
-        options: dict[str, Any] = {"size_px": self._size_px, "batch_size": BATCH_SIZE}
-        build = partial(build, **options, **self._options)
-        loader = Loader(samples, build, device, 2, self._bad_images)
+        device = self._graph_options["device"]
+        loader = Loader(samples, build, device, PREFETCH, self._bad_images)
         for spec, batch in zip(specs, loader.batches(specs), strict=True):
             for row, image in enumerate(batch.images.cpu().numpy()):
                 yield spec, row, image
