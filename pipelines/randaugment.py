@@ -14,6 +14,7 @@ import numpy as np
 from nvidia.dali import fn, math, types
 from nvidia.dali.data_node import DataNode
 
+from pipelines.equalize import equalize
 from pipelines.inputs import InputSpec
 
 # ImageFilter.SMOOTH of Pillow, the degenerate image of ImageEnhance.Sharpness.
@@ -118,10 +119,13 @@ def _layer(
 ) -> DataNode:
     # Named arguments are CPU tensors; operands of arithmetic live where the images live.
     operand = value.gpu() if device == "gpu" else value
+    # The graph splits a constant at every comparison before its use: warp and Equalize come first.
     if branch == Branch.SKIP.value:
         pass
     elif branch == Branch.WARP.value:
         images = _warp(images, matrix, size_px, fill, device)
+    elif branch == Branch.EQUALIZE.value:
+        images = equalize(images, size_px=size_px, device=device)
     elif branch == Branch.SOLARIZE.value:
         images = images ^ _step(images, slope=510.0, shift=1.0 - 2.0 * value)
     elif branch == Branch.SOLARIZE_ADD.value:
@@ -138,10 +142,8 @@ def _layer(
         images = _blend(math.floor(mean + 0.5), images, operand, size_px)
     elif branch == Branch.SHARPNESS.value:
         images = _blend(_smooth(images, size_px, device), images, operand, size_px)
-    elif branch == Branch.AUTO_CONTRAST.value:
-        images = _auto_contrast(images, size_px)
     else:
-        images = _equalize(images)
+        images = _auto_contrast(images, size_px)
     return images
 
 
@@ -222,18 +224,6 @@ def _auto_contrast(images: DataNode, size_px: tuple[int, int]) -> DataNode:
     flat = low == high  # then scaled by 1 and shifted by 0
     scale = (255.0 - 254.0 * flat) / (high - low + flat)
     return _truncate(images * scale + (low * flat - low) * scale, size_px)
-
-
-def _equalize(images: DataNode) -> DataNode:
-    """Equalise the histogram of each channel; a channel of one value stays as it is.
-
-    `fn.equalize` counts the pixels up to and including a value and leaves the darkest value out,
-    Pillow counts those below the value and leaves the brightest out: on the inverted image these
-    are the same. Pillow's step is a whole number of pixels, which leaves 0.5 levels on average and
-    at most 3 for 160 x 160 pixels; on the image itself `fn.equalize` is off by up to 190.
-    """
-    white = types.Constant(255, dtype=types.UINT8)
-    return fn.equalize(images ^ white) ^ white
 
 
 def _truncate(images: DataNode, size_px: tuple[int, int]) -> DataNode:

@@ -30,14 +30,12 @@ SIZES_PX = (160, 224)
 ENHANCING = ("Color", "Contrast", "Brightness", "Sharpness")
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 WITHOUT_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
-EXACT = ("Invert", "Posterize", "Solarize", "SolarizeAdd")
+EXACT = ("AutoContrast", "Equalize", "Invert", "Posterize", "Solarize", "SolarizeAdd")
 # Largest difference in levels, and the mean over a batch of photographs.
 TOLERANCES = {
     **dict.fromkeys(EXACT, (0, 0.0)),
     **dict.fromkeys(("Contrast", "Brightness", "Sharpness"), (1, 0.001)),
     "Color": (1, 0.002),
-    "AutoContrast": (0, 0.0),
-    "Equalize": (3, 0.55),
     **dict.fromkeys(GEOMETRIC, (1, 0.5)),
 }
 
@@ -223,6 +221,62 @@ def test_flat_images_match_timm(name):
     assert differences.max() <= (1 if name in ENHANCING else 0)
 
 
+def images_hard_to_equalize(size_px):
+    """Return images of few levels, nearly flat, skewed and noisy: uint8 [83, size, size, 3]."""
+    generator = np.random.default_rng(size_px)
+    shape = (size_px, size_px, 3)
+    images = [np.full(shape, level, dtype=np.uint8) for level in (0, 1, 77, 254, 255)]
+    for num_levels in (2, 2, 2, 3, 4, 6) * 5:
+        share = generator.dirichlet(np.full(num_levels, generator.choice([0.1, 0.5, 2])))
+        levels = generator.integers(0, 256, num_levels)
+        images.append(generator.choice(levels, shape, p=share))
+    # Pillow's whole step changes at multiples of 255 pixels darker than the brightest level.
+    for num_darker in (
+        1,
+        2,
+        100,
+        254,
+        255,
+        256,
+        400,
+        508,
+        509,
+        510,
+        511,
+        764,
+        765,
+        766,
+        1275,
+        5000,
+    ):
+        for brightest in (100, 255):
+            image = np.full((size_px**2, 3), brightest)
+            dark = generator.choice(size_px**2, num_darker, replace=False)
+            image[dark] = generator.integers(0, 100, (num_darker, 3))
+            images.append(image.reshape(shape))
+    for power in (0.1, 1, 6, 40):
+        images.append(255 * generator.random(shape) ** power)
+        images.append(generator.integers(100, 110, shape))
+    for brightest in (3, 12, 60, 120, 200, 250, 254, 255):
+        images.append(generator.binomial(brightest, 0.97, shape))
+    return np.stack([np.asarray(image).astype(np.uint8) for image in images])
+
+
+@pytest.mark.parametrize("size_px", [96, 128, 160, 224])
+def test_equalize_matches_timm_on_all_kinds_of_histograms(size_px):
+    images = np.concatenate([photographs(size_px), images_hard_to_equalize(size_px)])
+    policy = RandAugmentPolicy(num_layers=1, increasing=True)
+    draws = single_layer_draws("Equalize", (6,), (False,), len(images))
+    differences = difference(run_graph(images, policy, draws), timm_images(images, policy, draws))
+    inexact = np.flatnonzero(differences.any(axis=(1, 2, 3)))
+    # Channels with 509 pixels darker than the brightest: the one case known to be inexact.
+    brightest = images.max(axis=(1, 2), keepdims=True)
+    known = ((images < brightest).sum(axis=(1, 2)) == 509).any(axis=1)
+    assert known[inexact].all()
+    assert differences.max() <= 1
+    assert differences.mean(axis=(1, 2, 3)).max() < 0.02
+
+
 def test_two_drawn_layers_match_timm_applied_in_turn():
     policy = RandAugmentPolicy.parse("rand-m6-mstd0.5-inc1")
     images = np.tile(photographs(160), (10, 1, 1, 1))
@@ -235,7 +289,7 @@ def test_two_drawn_layers_match_timm_applied_in_turn():
     assert differences.mean(axis=(1, 2, 3)).max() < 1.2
 
     names = np.array([*OPERATIONS, ""])[draws.operation]
-    faithful = np.isin(names, [*EXACT, "AutoContrast", *ENHANCING, ""]).all(axis=1)
+    faithful = np.isin(names, [*EXACT, *ENHANCING, ""]).all(axis=1)
     assert faithful.sum() > 50
     assert differences[faithful].mean() < 0.02
 
@@ -273,11 +327,7 @@ def test_routing_keeps_the_order_of_samples(operations, seed):
     )
     outputs = run_graph(images, policy, draws)
     differences = difference(outputs, timm_images(images, policy, draws))
-    # A warp leaves two colours, which Equalize spreads in steps of a few of these few pixels.
-    spread = np.isin(draws.operation[:, 0], [OPERATIONS.index(name) for name in GEOMETRIC]) & (
-        draws.operation[:, 1] == OPERATIONS.index("Equalize")
-    )
-    assert differences[~spread].max(initial=0) <= 1
+    assert differences.max() <= 1
     untouched = (draws.operation < 0).all(axis=1)
     assert np.array_equal(outputs[untouched], images[untouched])
 
