@@ -132,9 +132,17 @@ class Comparison:
         return stage
 
     def _train(self) -> Stage:
-        """The whole way from the file; the graph's draws, given to Pillow."""
-        transform = TrainTransform(self._size_px, randaugment=POLICY)
         stage = Stage(f"training transform, {POLICY_NAME}", None)
+        for ours, reference, label in self.train_pairs():
+            stage.add(ours, reference, label)
+        return stage
+
+    def train_pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+        """Yield training images, Pillow's from the same files and draws, and what was drawn.
+
+        The images are uint8 [size_px, size_px, 3].
+        """
+        transform = TrainTransform(self._size_px, randaugment=POLICY)
         for spec, row, ours in self._train_rows(transform):
             image = int(spec.indices[row])
             reference = self._cropped(self._pillow(image), transform, spec, row)
@@ -150,8 +158,7 @@ class Comparison:
                     reference, name, magnitude, negate, POLICY.increasing, FILL
                 )
                 label += f", {name} {magnitude:.1f}"
-            stage.add(ours, np.asarray(reference), label)
-        return stage
+            yield ours, np.asarray(reference), label
 
     def _eval(
         self, name: str, decode_image: Callable[[int], Image.Image], limits: Limits | None
