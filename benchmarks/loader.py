@@ -1,0 +1,382 @@
+"""How many images per second a loader prepares on the CPU, and where its CPU time goes.
+
+    python -m benchmarks.loader DATA [--only loader stages repeated_augmentation]
+
+`loader`: ours against timm's, DALI's own graph and torchvision's, on the same files, with the same
+augmentation (RandomResizedCrop, flip, RandAugment), batch and CPUs. The unit of work is a uint8
+batch in host memory, ready to be normalised on the device. Each also without RandAugment.
+`stages`: our graph cut off after each stage.
+`repeated_augmentation`: three copies of each image in a batch, decoded once or three times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from nvidia.dali import pipeline_def
+from nvidia.dali.data_node import DataNode
+
+from benchmarks.imagenet_like import files_checksum
+from benchmarks.peers import (
+    LoaderSettings,
+    count_images,
+    dali_loader,
+    timm_loader,
+    torchvision_loader,
+)
+from benchmarks.report import (
+    BatchCounts,
+    Work,
+    format_table,
+    measure_in_rounds,
+    new_report,
+    ratios,
+    sections_as_json,
+    summarize,
+    write_json,
+)
+from dali_rsb.data.bad_images import BadImages
+from dali_rsb.data.cpus import available_cpus
+from dali_rsb.data.graph_runner import GraphRunner
+from dali_rsb.data.graphs import train_graph
+from dali_rsb.data.index import open_index
+from dali_rsb.data.loader import Loader
+from dali_rsb.data.randaugment import RandAugmentPolicy
+from dali_rsb.data.sampler import BatchLayout
+from dali_rsb.data.samples import BatchSpec, TrainSamples, TrainTransform
+from dali_rsb.errors import UserError, run_command
+from pipelines.decoding import DecodeMode, decode, decode_shared, read_files
+from pipelines.inputs import InputSpec, external_inputs
+from pipelines.training import train_inputs
+
+PREFETCH = 2
+REPEATS_OF_RSB = 3  # repeated augmentation in the recipes A1 and A2
+CPU = torch.device("cpu")
+
+
+def our_samples(settings: LoaderSettings, decode_mode: DecodeMode, repeats: int) -> TrainSamples:
+    """The training epochs that our contenders load; DATA is not written to."""
+    policy = settings.randaugment
+    transform = TrainTransform(
+        settings.size_px,
+        randaugment=None if policy is None else RandAugmentPolicy.parse(policy),
+        decode_mode=decode_mode,
+    )
+    with tempfile.TemporaryDirectory() as cache:
+        index = open_index(settings.data, Path(cache), progress=False)
+    layout = BatchLayout(settings.batch, settings.batch)
+    samples = TrainSamples(index, layout, transform, repeats=repeats)
+    if samples.updates_per_epoch == 0:
+        raise UserError(f"{settings.data} has fewer images than one batch; lower --batch")
+    return samples
+
+
+def endless_specs(samples: TrainSamples) -> Iterator[BatchSpec]:
+    """Epoch after epoch."""
+    for epoch in itertools.count():
+        yield from samples.specs(epoch)
+
+
+def our_loader(
+    settings: LoaderSettings, decode_mode: DecodeMode = "roi", repeats: int = 1
+) -> BatchCounts:
+    """This project's training loader."""
+    samples = our_samples(settings, decode_mode, repeats)
+    build = train_graph(
+        samples.transform,
+        batch_size=settings.batch,
+        num_threads=settings.num_threads,
+        device=CPU,
+        prefetch=PREFETCH,
+    )
+    loader = Loader(samples, build, CPU, PREFETCH, BadImages(samples.index, "raise"))
+    batches = loader.batches(endless_specs(samples))
+    return count_images((batch.images for batch in batches), settings)
+
+
+# Inputs that the graph has when it ends after a stage.
+_INPUTS_UNTIL = {
+    "read": {"path"},
+    "decode": {"path", "anchor", "shape", "is_first", "source"},
+}
+
+
+def _stage_inputs(stage: str, decode_mode: DecodeMode) -> tuple[InputSpec, ...]:
+    specs = train_inputs(decode_mode, randaugment_layers=0)
+    return tuple(spec for spec in specs if spec.name in _INPUTS_UNTIL[stage])
+
+
+@pipeline_def(enable_conditionals=True)
+def _stage_graph(stage: str, decode_mode: DecodeMode) -> DataNode:
+    """The training graph up to a stage; it puts out the shapes alone."""
+    inputs = external_inputs(_stage_inputs(stage, decode_mode))
+    if stage == "read":
+        return read_files(inputs["path"]).shape()
+    if decode_mode == "shared":
+        images = decode_shared(inputs["path"], "cpu", 0.0, inputs["is_first"], inputs["source"])
+    else:
+        window = (inputs["anchor"], inputs["shape"]) if decode_mode == "roi" else None
+        images = decode(read_files(inputs["path"]), "cpu", 0.0, window)
+    return images.shape()
+
+
+def our_stage(
+    settings: LoaderSettings, stage: str, decode_mode: DecodeMode = "roi", repeats: int = 1
+) -> BatchCounts:
+    """Our loader cut off after `stage`: "read" or "decode"."""
+    samples = our_samples(replace(settings, randaugment=None), decode_mode, repeats)
+    names = [spec.name for spec in _stage_inputs(stage, decode_mode)]
+    build = partial(
+        _stage_graph,
+        stage,
+        decode_mode,
+        batch_size=settings.batch,
+        num_threads=settings.num_threads,
+        device_id=None,
+        prefetch_queue_depth=PREFETCH,
+    )
+    runner = GraphRunner(build, PREFETCH)
+    for number, spec in enumerate(endless_specs(samples), start=1):
+        inputs = samples.prepare(spec).inputs
+        runner.submit({name: inputs[name] for name in names})
+        if number >= PREFETCH:
+            yield len(runner.take())
+
+
+def our_draws(settings: LoaderSettings) -> BatchCounts:
+    """What the host does for our graph: order, draws, operands and paths; no image is touched."""
+    samples = our_samples(settings, "roi", repeats=1)
+    for spec in endless_specs(samples):
+        yield len(samples.prepare(spec).labels)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A ratio of images/s to report, and what it should reach at least."""
+
+    ours: str
+    theirs: str
+    target: float | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Contenders that are measured in alternation, and what of them is compared."""
+
+    contenders: Mapping[str, Callable[[], BatchCounts]]
+    comparisons: tuple[Comparison, ...] = ()
+    # (stage, the one before it): what the stage itself costs is the difference.
+    increments: tuple[tuple[str, str], ...] = ()
+
+
+def loader_group(settings: LoaderSettings) -> Group:
+    """Ours against the others, with RandAugment and without."""
+    plain = replace(settings, randaugment=None)
+    without = {
+        "dali_rsb plain": partial(our_loader, plain),
+        "timm plain": partial(timm_loader, plain),
+        "DALI plain": partial(dali_loader, plain),
+    }
+    comparisons = (Comparison("dali_rsb plain", f"{peer} plain") for peer in ("timm", "DALI"))
+    if settings.randaugment is None:
+        return Group(without, tuple(comparisons))
+    return Group(
+        {
+            "dali_rsb": partial(our_loader, settings),
+            "timm": partial(timm_loader, settings),
+            "DALI rand_augment": partial(dali_loader, settings),
+            "DALI rand_augment n=1": partial(dali_loader, settings, num_operations=1),
+            "torchvision": partial(torchvision_loader, settings),
+            **without,
+        },
+        (
+            Comparison("dali_rsb", "timm", target=1.35),
+            Comparison("dali_rsb", "DALI rand_augment", target=1.25),
+            Comparison("dali_rsb", "DALI rand_augment n=1"),
+            Comparison("dali_rsb", "torchvision"),
+            *comparisons,
+        ),
+    )
+
+
+def stages_group(settings: LoaderSettings) -> Group:
+    """Our graph cut off after each stage."""
+    copies = REPEATS_OF_RSB
+    return Group(
+        {
+            "draws": partial(our_draws, settings),
+            "read": partial(our_stage, settings, "read"),
+            "decode roi": partial(our_stage, settings, "decode", "roi"),
+            "decode full": partial(our_stage, settings, "decode", "full"),
+            f"decode shared x{copies}": partial(our_stage, settings, "decode", "shared", copies),
+            "resize": partial(our_loader, replace(settings, randaugment=None)),
+            "RandAugment": partial(our_loader, settings),
+        },
+        increments=(
+            ("read", "draws"),
+            ("decode roi", "read"),
+            ("decode full", "read"),
+            (f"decode shared x{copies}", "read"),
+            ("resize", "decode roi"),
+            ("RandAugment", "resize"),
+        ),
+    )
+
+
+def repeated_augmentation_group(settings: LoaderSettings) -> Group:
+    """Three copies of each image: one decode for all, or one for each copy."""
+    modes: tuple[DecodeMode, ...] = ("shared", "roi", "full")
+    return Group(
+        {mode: partial(our_loader, settings, mode, REPEATS_OF_RSB) for mode in modes},
+        (Comparison("shared", "roi", target=1.3), Comparison("shared", "full", target=1.3)),
+    )
+
+
+GROUPS: dict[str, Callable[[LoaderSettings], Group]] = {
+    "loader": loader_group,
+    "stages": stages_group,
+    "repeated_augmentation": repeated_augmentation_group,
+}
+
+
+def read_dataset(root: Path) -> dict[str, Any]:
+    """Read every file once, which brings it into the page cache, and describe the set.
+
+    Raises:
+        UserError: there is nothing to read.
+    """
+    paths = sorted(root.glob("[!.]*/*"))
+    if not paths:
+        raise UserError(f"{root} holds no class folders; run python -m benchmarks.imagenet_like")
+    digests, num_bytes = {}, 0
+    for path in paths:
+        data = path.read_bytes()
+        digests[path.relative_to(root).as_posix()] = hashlib.sha256(data).hexdigest()
+        num_bytes += len(data)
+    return {
+        "images": len(paths),
+        "mean_bytes": round(num_bytes / len(paths)),
+        "sha256": files_checksum(digests),
+    }
+
+
+def measure_group(
+    group: Group, work: Work, num_repeats: int, num_cpus: int, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure a group; returns what the result file holds of it."""
+    sections, left_out = measure_in_rounds(group.contenders, work, num_repeats, num_cpus, progress)
+    result: dict[str, Any] = {"contenders": sections_as_json(sections), "left_out": left_out}
+    result["ratios"] = {
+        f"{pair.ours} / {pair.theirs}": asdict(ratios(sections[pair.ours], sections[pair.theirs]))
+        | {"target": pair.target}
+        for pair in group.comparisons
+        if pair.ours in sections and pair.theirs in sections
+    }
+    result["stage_cpu_ms_per_img"] = {
+        stage: asdict(
+            summarize(
+                [
+                    after.cpu_ms_per_img - before.cpu_ms_per_img
+                    for after, before in zip(sections[stage], sections[earlier], strict=True)
+                ]
+            )
+        )
+        for stage, earlier in group.increments
+    }
+    return result
+
+
+def group_tables(result: Mapping[str, Any]) -> str:
+    """The tables of a measured group, in Markdown."""
+    stages = result["stage_cpu_ms_per_img"]
+    rows = []
+    for name, measured in result["contenders"].items():
+        rate, cpu = measured["img_per_s"], measured["cpu_ms_per_img"]
+        row = [name, f"{rate['median']:.0f}", f"{rate['min']:.0f}-{rate['max']:.0f}"]
+        row.append(f"{cpu['median']:.2f}")
+        if stages:
+            row.append(f"{stages[name]['median']:.2f}" if name in stages else "")
+        rows.append(row)
+    header = ["contender", "img/s", "min-max", "CPU ms/img"]
+    tables = [format_table(header + ["of this stage"] * bool(stages), rows)]
+    if result["ratios"]:
+        rows = [
+            [
+                name,
+                f"{ratio['median']:.2f}",
+                f"{ratio['min']:.2f}-{ratio['max']:.2f}",
+                "" if ratio["target"] is None else f"{ratio['target']:.2f}",
+            ]
+            for name, ratio in result["ratios"].items()
+        ]
+        tables.append(format_table(["ratio of img/s", "median", "min-max", "target"], rows))
+    return "\n\n".join(tables)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder of class folders")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--size", type=int, default=160, help="side of the images in pixels")
+    parser.add_argument("--randaugment", default="rand-m6-mstd0.5-inc1", help="a policy, or none")
+    parser.add_argument("--threads", type=int, default=available_cpus(), help="and CPUs")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="of one timed section, at least"
+    )
+    parser.add_argument("--batches", type=int, default=8, help="of a timed section at least")
+    parser.add_argument("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parse(arguments)
+    settings = LoaderSettings(
+        options.data.absolute(),
+        options.batch,
+        options.size,
+        None if options.randaugment == "none" else options.randaugment,
+        options.threads,
+    )
+    # A queue of two batches for each worker process is what timm and torch fill ahead.
+    work = Work(options.seconds, options.batches, 2 * options.threads, round_to=options.threads)
+    report = new_report(
+        "loader",
+        {
+            "batch": settings.batch,
+            "size_px": settings.size_px,
+            "randaugment": settings.randaugment,
+            "threads": settings.num_threads,
+            "rounds": options.repeats,
+            "seconds": work.seconds,
+        },
+    )
+    report["dataset"] = read_dataset(settings.data)
+    report["groups"] = {}
+    for name in options.only:
+        result = measure_group(
+            GROUPS[name](settings), work, options.repeats, settings.num_threads, _progress
+        )
+        report["groups"][name] = result
+        print(f"\n{name}\n\n{group_tables(result)}\n")
+        if options.output is not None:  # after each group: a run takes minutes
+            write_json(options.output, report)
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,166 @@
+"""Other loaders, each set up as its own documentation or training script sets it up, in the variant
+that suits it best here. All deliver what ours does: uint8 batches in host memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from benchmarks.report import BatchCounts, NotInstalledError
+from dali_rsb.data.randaugment import FULL_MAGNITUDE, RandAugmentPolicy
+
+# DALI and torchvision count magnitudes in 31 bins, of which the last is timm's magnitude 10.
+LAST_MAGNITUDE_BIN = 30
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """What all contenders are given.
+
+    Attributes:
+        data: folder of class folders.
+        batch: images of one batch.
+        size_px: side of the square images.
+        randaugment: timm's policy string, or None for RandomResizedCrop and flip alone.
+        num_threads: threads or worker processes, as many as CPUs.
+    """
+
+    data: Path
+    batch: int
+    size_px: int
+    randaugment: str | None
+    num_threads: int
+
+
+def count_images(batches: Iterable[Tensor], settings: LoaderSettings) -> BatchCounts:
+    """Yield each batch's number of images, after a look at what it is.
+
+    Raises:
+        AssertionError: not uint8 [batch, size, size, 3] or [batch, 3, size, size] on the host.
+    """
+    size_px = settings.size_px
+    for images in batches:
+        assert images.dtype.itemsize == 1, images.dtype
+        assert images.device.type == "cpu", images.device
+        assert tuple(images.shape[1:]) in {(size_px, size_px, 3), (3, size_px, size_px)}
+        assert len(images) == settings.batch
+        yield len(images)
+
+
+def timm_loader(settings: LoaderSettings) -> BatchCounts:
+    """timm's `create_loader` with one PIL worker per CPU.
+
+    The batches are taken before `PrefetchLoader` normalises them, which timm leaves to the GPU,
+    and `use_multi_epochs_loader` keeps the workers busy from one epoch to the next.
+    """
+    try:
+        from timm.data import create_dataset, create_loader
+    except ImportError as error:
+        raise NotInstalledError("timm is not installed") from error
+    import torch
+
+    loader = create_loader(
+        create_dataset("", root=str(settings.data)),
+        input_size=settings.size_px,
+        batch_size=settings.batch,
+        is_training=True,
+        color_jitter=0.0,
+        auto_augment=settings.randaugment,
+        interpolation="random",
+        num_workers=settings.num_threads,
+        device=torch.device("cpu"),
+        use_multi_epochs_loader=True,
+    ).loader
+    epochs: Iterator[tuple[Tensor, Tensor]] = itertools.chain.from_iterable(
+        itertools.repeat(loader)
+    )
+    return count_images((images for images, _ in epochs), settings)
+
+
+def dali_loader(settings: LoaderSettings, num_operations: int | None = None) -> BatchCounts:
+    """DALI's classification graph with DALI's own `rand_augment`.
+
+    Args:
+        num_operations: RandAugment operations per image, by default as many as the policy has
+            layers. DALI applies each of them always, timm's policies with a probability of 0.5.
+    """
+    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali.auto_aug.rand_augment import rand_augment
+    from nvidia.dali.data_node import DataNode
+    from nvidia.dali.plugin.pytorch import DALIGenericIterator
+
+    files, labels = _files_and_labels(settings.data)
+
+    @pipeline_def(
+        batch_size=settings.batch,
+        num_threads=settings.num_threads,
+        device_id=None,
+        enable_conditionals=True,
+    )
+    def graph() -> tuple[DataNode, DataNode]:
+        encoded, label = fn.readers.file(files=files, labels=labels, random_shuffle=True)
+        images = fn.decoders.image_random_crop(
+            encoded,
+            output_type=types.RGB,
+            random_aspect_ratio=[3 / 4, 4 / 3],
+            random_area=[0.08, 1.0],
+        )
+        images = fn.resize(images, size=[settings.size_px, settings.size_px])
+        images = fn.flip(images, horizontal=fn.random.coin_flip())
+        if settings.randaugment is not None:
+            policy = RandAugmentPolicy.parse(settings.randaugment)
+            images = rand_augment(
+                images,
+                n=num_operations or policy.num_layers,
+                m=_magnitude_bin(policy),
+                shape=(settings.size_px, settings.size_px),
+                monotonic_mag=policy.increasing,
+            )
+        return images, label
+
+    batches = DALIGenericIterator([graph()], ["images", "labels"], size=-1)
+    return count_images((outputs[0]["images"] for outputs in batches), settings)
+
+
+def torchvision_loader(settings: LoaderSettings) -> BatchCounts:
+    """torch's `DataLoader` on `ImageFolder` with torchvision's v2 transforms on PIL images.
+
+    Its RandAugment, too, applies every operation always.
+    """
+    try:
+        from torchvision.datasets import ImageFolder
+        from torchvision.transforms import v2
+    except ImportError as error:
+        raise NotInstalledError("torchvision is not installed") from error
+    from torch.utils.data import DataLoader, RandomSampler
+
+    transforms = [v2.RandomResizedCrop(settings.size_px), v2.RandomHorizontalFlip()]
+    if settings.randaugment is not None:
+        policy = RandAugmentPolicy.parse(settings.randaugment)
+        transforms.append(v2.RandAugment(policy.num_layers, _magnitude_bin(policy)))
+    transform = v2.Compose([*transforms, v2.PILToTensor()])
+    # A stored index beside the classes is an empty class to torchvision.
+    dataset = ImageFolder(str(settings.data), transform, allow_empty=True)
+    loader = DataLoader(
+        dataset,
+        batch_size=settings.batch,
+        sampler=RandomSampler(dataset, num_samples=10**9),  # epochs without a pause between them
+        num_workers=settings.num_threads,
+        drop_last=True,
+    )
+    return count_images((images for images, _ in loader), settings)
+
+
+def _magnitude_bin(policy: RandAugmentPolicy) -> int:
+    return round(policy.magnitude / FULL_MAGNITUDE * LAST_MAGNITUDE_BIN)
+
+
+def _files_and_labels(root: Path) -> tuple[list[str], list[int]]:
+    classes = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    found = [(str(path), label) for label, name in enumerate(classes) for path in name.iterdir()]
+    found.sort()
+    return [path for path, _ in found], [label for _, label in found]

@@ -1,0 +1,259 @@
+"""The benchmarks: what their images are, that sections are counted and timed right, the results."""
+
+import dataclasses
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import time
+
+import pytest
+from PIL import Image
+
+# What imports torch is imported in the tests: child processes import this file.
+from benchmarks import imagenet_like, report
+from dali_rsb.errors import UserError
+
+NUM_IMAGES = 60
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("imagenet_like") / "images"
+    imagenet_like.write_imagenet_like(root, NUM_IMAGES, num_classes=3, seed=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def settings(images):
+    from benchmarks import peers
+
+    return peers.LoaderSettings(images, 8, 32, "rand-m6-mstd0.5-inc1", num_threads=1)
+
+
+def test_images_have_the_statistics_of_imagenet(images):
+    files = sorted(images.glob("*/*.JPEG"))
+    opened = [Image.open(file) for file in files]
+    manifest = json.loads((images / imagenet_like.MANIFEST).read_text())
+    mean_bytes = sum(file.stat().st_size for file in files) / NUM_IMAGES
+    assert mean_bytes == pytest.approx(imagenet_like.MEAN_FILE_BYTES, rel=0.05)
+    assert manifest["mean_bytes"] == round(mean_bytes)
+    sizes = [image.size for image in opened]
+    assert max(set(sizes), key=sizes.count) == (500, 375)
+    assert {(375, 500), (500, 333), (333, 500), (500, 500)} < set(sizes)
+    assert max(max(size) for size in sizes) > 1500
+    modes = [image.mode for image in opened]
+    assert modes.count("L") >= 1
+    assert modes.count("CMYK") == 1
+    assert [image.format for image in opened].count("PNG") == 1
+    chroma = [image.layer[0][1:3] for image in opened if image.format == "JPEG"]
+    assert chroma.count((2, 2)) > NUM_IMAGES / 2
+
+
+def test_images_lie_in_imagenets_layout(images, tmp_path):
+    from dali_rsb.data.index import open_index
+
+    index = open_index(images, tmp_path, progress=False)
+    assert len(index) == NUM_IMAGES
+    assert index.classes == ("n00000000", "n00000001", "n00000002")
+    assert [index.labels.tolist().count(label) for label in range(3)] == [20, 20, 20]
+
+
+def test_images_are_the_same_for_a_seed_and_others_for_another(images, tmp_path):
+    manifest = json.loads((images / imagenet_like.MANIFEST).read_text())
+    plans = imagenet_like.plan_images(NUM_IMAGES, 3, seed=0)
+    for plan in plans[::20]:
+        assert imagenet_like.encode(plan) == (images / plan.name).read_bytes()
+    again = imagenet_like.write_imagenet_like(tmp_path / "again", 12, 3, seed=0)
+    other = imagenet_like.write_imagenet_like(tmp_path / "other", 12, 3, seed=1)
+    assert imagenet_like.write_imagenet_like(tmp_path / "once_more", 12, 3, seed=0) == again
+    assert len({manifest["sha256"], again["sha256"], other["sha256"]}) == 3
+
+
+def test_the_manifest_has_the_checksum_that_the_benchmark_finds(images):
+    from benchmarks.loader import read_dataset
+
+    manifest = json.loads((images / imagenet_like.MANIFEST).read_text())
+    dataset = read_dataset(images)
+    assert dataset == {
+        "images": NUM_IMAGES,
+        "mean_bytes": manifest["mean_bytes"],
+        "sha256": manifest["sha256"],
+    }
+
+
+def test_a_folder_with_something_in_it_is_not_overwritten(images):
+    with pytest.raises(UserError, match="not an empty folder"):
+        imagenet_like.write_imagenet_like(images, NUM_IMAGES)
+
+
+@pytest.mark.parametrize("policy", ["rand-m6-mstd0.5-inc1", None])
+@pytest.mark.parametrize("contender", ["ours", "timm", "DALI", "DALI n=1", "torchvision"])
+def test_every_contender_delivers_whole_batches_across_epochs(settings, contender, policy):
+    from benchmarks.loader import our_loader
+    from benchmarks.peers import dali_loader, timm_loader, torchvision_loader
+
+    start = {
+        "ours": our_loader,
+        "timm": timm_loader,
+        "DALI": dali_loader,
+        "DALI n=1": functools.partial(dali_loader, num_operations=1),
+        "torchvision": torchvision_loader,
+    }[contender]
+    batches = start(dataclasses.replace(settings, randaugment=policy))
+    num_epoch_batches = NUM_IMAGES // settings.batch
+    assert list(itertools.islice(batches, num_epoch_batches + 2)) == [8] * (num_epoch_batches + 2)
+
+
+def test_a_contender_with_other_images_is_caught(settings):
+    import torch
+
+    from benchmarks.peers import count_images
+
+    for shape, dtype in (
+        ((8, 32, 32, 3), torch.float32),
+        ((8, 32, 31, 3), torch.uint8),
+        ((7, 3, 32, 32), torch.uint8),
+    ):
+        with pytest.raises(AssertionError):
+            next(count_images([torch.zeros(shape, dtype=dtype)], settings))
+
+
+@pytest.mark.parametrize("stage", ["read", "decode"])
+@pytest.mark.parametrize("decode_mode", ["roi", "full"])
+def test_stages_deliver_whole_batches(settings, stage, decode_mode):
+    from benchmarks.loader import our_stage
+
+    assert list(itertools.islice(our_stage(settings, stage, decode_mode), 9)) == [8] * 9
+
+
+def _sleeping_batches(seconds=0.02, batch=4):
+    while True:
+        time.sleep(seconds)
+        yield batch
+
+
+def _busy_batches(seconds=0.05):
+    while True:
+        end_s = time.process_time() + seconds
+        while time.process_time() < end_s:
+            pass
+        yield 1
+
+
+def _not_there():
+    raise report.NotInstalledError("it is not installed")
+
+
+def _fails():
+    raise ValueError("broken")
+
+
+def test_a_section_counts_what_arrives_after_the_warm_up():
+    taken = []
+    batches = (taken.append(number) or 4 for number in itertools.count())
+    section = report.time_section(batches, report.Work(0, 5, num_warmup_batches=3, round_to=2))
+    assert section.num_batches == 6
+    assert section.num_images == 24
+    assert len(taken) == 9
+
+
+def test_a_section_lasts_as_long_as_asked():
+    section = report.time_section(_sleeping_batches(), report.Work(0.2, 1, 0))
+    assert 0.2 <= section.wall_s < 2
+    assert section.img_per_s == pytest.approx(section.num_images / section.wall_s)
+    assert section.cpu_s < 0.1  # asleep
+
+
+def test_cpu_time_includes_living_children():
+    busy = report.time_section(_busy_batches(), report.Work(0, 6, 0))
+    assert 0.25 < busy.cpu_s < 1
+    before_s = report.tree_cpu_s(os.getpid())
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=lambda: list(itertools.islice(_busy_batches(), 100)))
+    child.start()
+    time.sleep(1)
+    gained_s = report.tree_cpu_s(os.getpid()) - before_s
+    child.kill()
+    child.join()
+    assert gained_s > 0.15
+
+
+def test_rounds_alternate_and_say_who_is_left_out():
+    contenders = {
+        "slow": functools.partial(_sleeping_batches, 0.05),
+        "missing": _not_there,
+        "fast": functools.partial(_sleeping_batches, 0.005),
+    }
+    lines = []
+    sections, left_out = report.measure_in_rounds(
+        contenders, report.Work(0, 4, 1), num_rounds=2, num_cpus=1, progress=lines.append
+    )
+    assert left_out == {"missing": "it is not installed"}
+    measured = [line.split(":")[0].split()[-1] for line in lines if line.startswith("round")]
+    assert measured == ["slow", "fast", "fast", "slow"]
+    assert [len(runs) for runs in sections.values()] == [2, 2]
+    assert all(section.num_images == 16 for runs in sections.values() for section in runs)
+    assert report.ratios(sections["fast"], sections["slow"]).median > 2
+
+
+def test_a_contender_that_fails_is_named():
+    with pytest.raises(RuntimeError, match="'broken one'"):
+        report.measure_in_rounds({"broken one": _fails}, report.Work(0, 1, 0), 1, 1, print)
+
+
+def test_summaries_and_pairwise_ratios():
+    assert report.summarize([3.0, 1.0, 2.0]) == report.Summary(2.0, 1.0, 3.0, (3.0, 1.0, 2.0))
+    ours = [report.Section(1, 1, number, 1) for number in (100, 300)]
+    theirs = [report.Section(1, 1, number, 1) for number in (50, 100)]
+    assert report.ratios(ours, theirs).runs == (2.0, 3.0)
+
+
+def test_the_command_writes_its_results(images, tmp_path, capsys):
+    """Repeated augmentation needs 256 images; links to the same files serve."""
+    from benchmarks.loader import main
+
+    root = tmp_path / "linked"
+    for file in images.glob("*/*.JPEG"):
+        for copy in range(5):
+            link = root / file.parent.name / f"{copy}_{file.name}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.link(file, link)
+    output = tmp_path / "results" / "loader.json"
+    options = {"batch": 16, "size": 32, "threads": 1, "repeats": 2, "seconds": 0, "batches": 2}
+    options |= {"only": "repeated_augmentation", "output": output}
+    main([str(root), *(f"--{name}={value}" for name, value in options.items())])
+    assert "shared / roi" in capsys.readouterr().out
+    written = json.loads(output.read_text())
+    assert written["benchmark"] == "loader"
+    assert "benchmarks.loader" in written["command"]
+    assert written["dataset"]["images"] == 5 * NUM_IMAGES
+    assert len(written["dataset"]["sha256"]) == 64
+    assert written["machine"]["cpus_usable"] >= 1
+    assert written["machine"]["cpu"]
+    packages = {"python", "torch", "nvidia-dali-cuda120", "pillow", "commit"}
+    assert packages <= set(written["versions"])
+    group = written["groups"]["repeated_augmentation"]
+    assert list(group["contenders"]) == ["shared", "roi", "full"]
+    for measured in group["contenders"].values():
+        assert measured["num_images"] == [32, 32]
+        rate = measured["img_per_s"]
+        assert rate["min"] <= rate["median"] <= rate["max"]
+        assert len(rate["runs"]) == 2
+    assert group["ratios"]["shared / roi"]["target"] == 1.3
+    assert not any(path.name.startswith(".") for path in root.iterdir())
+
+
+def test_every_pair_and_stage_is_among_the_contenders(settings):
+    from benchmarks.loader import loader_group, stages_group
+
+    group = loader_group(settings)
+    named = {name for pair in group.comparisons for name in (pair.ours, pair.theirs)}
+    assert named == set(group.contenders)
+    targets = {pair.theirs: pair.target for pair in group.comparisons if pair.target}
+    assert targets == {"timm": 1.35, "DALI rand_augment": 1.25}
+    stages = stages_group(settings)
+    assert {name for pair in stages.increments for name in pair} <= set(stages.contenders)
+    plain = loader_group(dataclasses.replace(settings, randaugment=None))
+    assert set(plain.contenders) == {"dali_rsb plain", "timm plain", "DALI plain"}
