@@ -49,7 +49,7 @@ class CpuResize:
 
         Args:
             images: uint8 [H, W, 3] each.
-            starts, ends: the window in whole pixels as float32 (y, x); swapped in x it mirrors.
+            starts, ends: the window in whole pixels as float32 (y, x); swapped ends mirror.
             interpolations: a DALIInterpType each, as int32.
 
         Returns:
@@ -65,12 +65,13 @@ class CpuResize:
 @do_not_convert
 def _resize_all(samples: list[tuple[np.ndarray, ...]]) -> None:
     for image, start, end, interpolation, result in samples:
-        (top, left), (bottom, right) = start.astype(int), end.astype(int)
-        mirror = left > right
-        if mirror:
-            left, right = right, left
-        window = torch.from_numpy(image[top:bottom, left:right]).permute(2, 0, 1)[None]
+        (top, left), (bottom, right) = np.minimum(start, end), np.maximum(start, end)
+        window = image[int(top) : int(bottom), int(left) : int(right)]
         resized = interpolate(
-            window, size=result.shape[:2], mode=_MODES[int(interpolation)], antialias=True
+            torch.from_numpy(window).permute(2, 0, 1)[None],
+            size=result.shape[:2],
+            mode=_MODES[int(interpolation)],
+            antialias=True,
         )[0].permute(1, 2, 0)
-        torch.from_numpy(result).copy_(resized.flip(1) if mirror else resized)
+        mirrored = [axis for axis in (0, 1) if start[axis] > end[axis]]
+        torch.from_numpy(result).copy_(resized.flip(mirrored) if mirrored else resized)
