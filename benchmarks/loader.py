@@ -59,7 +59,7 @@ from pipelines.decoding import DecodeMode, decode, decode_shared, read_files
 from pipelines.inputs import InputSpec, external_inputs
 from pipelines.training import train_inputs
 
-PREFETCH = 2
+PREFETCH = 3  # the default of the configuration
 REPEATS_OF_RSB = 3  # repeated augmentation in the recipes A1 and A2
 CPU = torch.device("cpu")
 
