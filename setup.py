@@ -37,6 +37,8 @@ setup(
             "torchvision",
             "scikit-image>=0.22",
             "scipy>=1.11",
+            "lightning>=2.5",
+            "accelerate>=1.2",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",

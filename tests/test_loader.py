@@ -179,7 +179,7 @@ def test_too_many_bad_images_stop_the_run(tmp_path):
     index = open_index(_make_folder(tmp_path), progress=False)
     samples = _train_samples(index, BatchLayout(16, 16))
     _break(index, range(10, 14))
-    with pytest.raises(UserError, match=r"cannot be decoded.*data.max_bad_fraction"):
+    with pytest.raises(UserError, match=r"cannot be decoded.*max_bad_fraction"):
         list(_train_loader(samples, max_fraction=0.02).batches(samples.specs(0)))
 
 

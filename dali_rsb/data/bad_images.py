@@ -79,7 +79,8 @@ class BadImages:
         if len(self.replacements) > self._max_count:
             raise UserError(
                 f"{len(self.replacements)} images under {self._index.root} cannot be decoded, the "
-                f"last one {path}; repair or remove them, or raise data.max_bad_fraction"
+                f"last one {path}; repair or remove them, or raise max_bad_fraction (in a "
+                "configuration: data.max_bad_fraction)"
             )
 
     def _next_good(self, image: int) -> int:

@@ -7,6 +7,7 @@ not depend on the number of processes. timm draws once per device batch, whateve
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 
@@ -58,6 +59,11 @@ class MixPolicy:
         mode: who shares a draw: "batch" (a group), "pair" (two partners) or "elem" (nobody).
         group_size: samples that share a draw in "batch" mode; timm's is the device batch, and
             RSB's device batch was 512 (2048 on 4 GPUs).
+        cutmix_minmax: range of the box's sides as shares of the image's, in place of a box whose
+            area is drawn from CutMix's Beta.
+        partners: "blocks" pairs inside blocks of PAIR_BLOCK samples; "ends" is timm's way, the
+            first of a device batch with its last and so on, and one draw for the device batch in
+            "batch" mode, whatever `group_size`.
     """
 
     mixup: float
@@ -66,6 +72,8 @@ class MixPolicy:
     switch_prob: float = 0.5
     mode: str = "batch"
     group_size: int = 512
+    cutmix_minmax: tuple[float, float] | None = None
+    partners: Literal["blocks", "ends"] = "blocks"
 
     @property
     def active(self) -> bool:
@@ -75,11 +83,15 @@ class MixPolicy:
         """Draw the mixing of one device batch.
 
         Args:
-            positions: int64 [B], positions in the epoch, B a multiple of PAIR_BLOCK.
+            positions: int64 [B], positions in the epoch; B a multiple of PAIR_BLOCK if partners
+                are found in blocks.
             size_px: side of the square images, in pixels.
         """
         rows = np.arange(len(positions))
-        partner = rows - rows % PAIR_BLOCK + (rows + PAIR_BLOCK // 2) % PAIR_BLOCK
+        if self.partners == "ends":
+            partner = rows[::-1].copy()
+        else:
+            partner = rows - rows % PAIR_BLOCK + (rows + PAIR_BLOCK // 2) % PAIR_BLOCK
         groups, row_group = np.unique(self._groups(positions), return_inverse=True)
         drawn = [self._draw_group(seed, epoch, int(group), size_px) for group in groups]
         pixel_lam, lam, box = (np.array(column) for column in zip(*drawn, strict=True))
@@ -91,6 +103,10 @@ class MixPolicy:
         )
 
     def _groups(self, positions: np.ndarray) -> np.ndarray:
+        if self.partners == "ends" and self.mode != "elem":
+            rows = np.arange(len(positions))
+            first = np.minimum(rows, rows[::-1]) if self.mode == "pair" else np.zeros_like(rows)
+            return positions[first]
         if self.mode == "batch":
             return positions // self.group_size
         if self.mode == "pair":
@@ -117,7 +133,10 @@ class MixPolicy:
         lam = float(generator.beta(alpha, alpha))
         if not is_cutmix:
             return lam, lam, nowhere
-        box, lam = cutmix_box(lam, size_px, *generator.integers(0, size_px, 2))
+        if self.cutmix_minmax is not None:
+            box, lam = minmax_box(self.cutmix_minmax, size_px, generator)
+        else:
+            box, lam = cutmix_box(lam, size_px, *generator.integers(0, size_px, 2))
         return 1.0, lam, box
 
 
@@ -134,3 +153,17 @@ def cutmix_box(
     left, right = np.clip([centre_x - half, centre_x + half], 0, size_px)
     area = (bottom - top) * (right - left)
     return (int(top), int(bottom), int(left), int(right)), 1.0 - float(area) / (size_px * size_px)
+
+
+def minmax_box(
+    minmax: tuple[float, float], size_px: int, generator: np.random.Generator
+) -> tuple[tuple[int, int, int, int], float]:
+    """Box with sides between two shares of the image's, anywhere in it, and the lambda of its area.
+
+    As timm's rand_bbox_minmax, but that the upper share may be reached.
+    """
+    low, high = (int(size_px * share) for share in minmax)
+    height, width = generator.integers(low, high + 1, 2)
+    top, left = generator.integers(0, [size_px - height + 1, size_px - width + 1])
+    box = (int(top), int(top + height), int(left), int(left + width))
+    return box, 1.0 - float(height * width) / (size_px * size_px)

@@ -19,6 +19,8 @@ class Stream(IntEnum):
     CROP = 1
     RANDAUGMENT = 2
     MIXING = 3
+    VERTICAL_FLIP = 4
+    ERASING = 5
 
 
 def uniforms(seed: int, epoch: int, stream: Stream, positions: range, width: int) -> np.ndarray:

@@ -6,12 +6,14 @@ optimizer update is the same for any number of processes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from torch.utils.data import Sampler
 
 from dali_rsb.errors import UserError
 
@@ -167,3 +169,65 @@ class EvalLayout:
             indices = np.zeros(self.batch_per_device, np.int64)
             indices[:num_valid] = np.arange(start, start + num_valid)
             yield indices, num_valid
+
+
+class EpochSampler(Sampler[int]):
+    """Image indices of one process, epoch after epoch, in the order that timm's loaders have.
+
+    With seed 0: shuffled, the order of torch's DistributedSampler; with `repeats`, that of timm's
+    RepeatAugSampler, for any number of processes, one included; not shuffled, that of timm's
+    OrderedDistributedSampler. Every process gets the same number of indices, filled up from the
+    beginning of the epoch.
+
+    Args:
+        num_images: size of the dataset.
+        shuffle: draw a new order for each epoch.
+        repeats: how often an epoch shows each image that it shows; may be a fraction. An epoch
+            keeps its length, so it shows 1 / repeats of the images. None for plain epochs.
+        seed: of the order.
+        num_replicas, rank: processes that share an epoch, and which one this is.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        *,
+        shuffle: bool = True,
+        repeats: float | None = None,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        self.num_images = num_images
+        self.shuffle = shuffle
+        self.repeats = repeats
+        self.seed = seed
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        length = -(-self.num_images // self.num_replicas)
+        if self.repeats is None:
+            return length
+        if self.num_images >= REPEAT_ROUND:
+            length = self.num_images // REPEAT_ROUND * REPEAT_ROUND // self.num_replicas
+        return min(length, math.ceil(self.num_images * self.repeats / self.num_replicas))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices().tolist())
+
+    def indices(self) -> np.ndarray:
+        """The epoch's indices: int64 [len(self)]."""
+        places = self.rank + self.num_replicas * np.arange(len(self))
+        if self.repeats is not None:
+            num_copies = math.ceil(self.num_images * self.repeats)
+            places = np.floor_divide(places % num_copies, self.repeats).astype(np.int64)
+        places %= self.num_images
+        if not self.shuffle:
+            return places
+        return epoch_order(self.num_images, self.seed, self.epoch)[places]

@@ -30,7 +30,7 @@ class TrainTransform:
     Attributes:
         size_px: side of the square result.
         scale, ratio: RandomResizedCrop's ranges of area share and aspect ratio.
-        hflip: probability of mirroring.
+        hflip, vflip: probability of mirroring left-right, and of turning upside down.
         interpolation: "bilinear", "bicubic" or "random" (one of the two for each image).
         randaugment: policy, or None.
         decode_mode: which part of an image is decoded, and how often.
@@ -43,6 +43,7 @@ class TrainTransform:
     interpolation: str = "random"
     randaugment: RandAugmentPolicy | None = None
     decode_mode: DecodeMode = "roi"
+    vflip: float = 0.0
 
     @property
     def randaugment_layers(self) -> int:
@@ -58,6 +59,9 @@ class TrainTransform:
         )
         inputs = self._window_inputs(windows, flip=numbers[:, FLIP] < self.hflip)
         inputs["interpolation"] = self._interpolations(numbers[:, INTERPOLATION])
+        if self.vflip > 0:
+            numbers = uniforms(seed, epoch, Stream.VERTICAL_FLIP, positions, 1)
+            _swap_ends(inputs["start"], inputs["end"], numbers[:, 0] < self.vflip, axis=0)
         if self.randaugment is not None:
             width = self.randaugment.num_uniforms
             numbers = uniforms(seed, epoch, Stream.RANDAUGMENT, positions, width)
@@ -73,8 +77,7 @@ class TrainTransform:
             inputs = {"anchor": start.astype(np.int32), "shape": size.astype(np.int32)}
             start = np.zeros_like(start)
         end = start + size
-        # The window's ends swapped in x: the resize mirrors as it goes.
-        start[flip, 1], end[flip, 1] = end[flip, 1], start[flip, 1].copy()
+        _swap_ends(start, end, flip, axis=1)
         inputs |= {"start": start.astype(np.float32), "end": end.astype(np.float32)}
         return inputs
 
@@ -83,6 +86,11 @@ class TrainTransform:
         if self.interpolation == "random":
             return np.where(numbers < 0.5, bilinear, bicubic).astype(np.int32)
         return np.full(len(numbers), int(INTERPOLATIONS[self.interpolation]), np.int32)
+
+
+def _swap_ends(start: np.ndarray, end: np.ndarray, rows: np.ndarray, axis: int) -> None:
+    """Swap the ends of some windows in y (axis 0) or x (axis 1): the resize mirrors as it goes."""
+    start[rows, axis], end[rows, axis] = end[rows, axis], start[rows, axis].copy()
 
 
 @dataclass(frozen=True)
