@@ -1,15 +1,23 @@
 """Data that several tests share: the digits, and photographs that installed packages carry."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+
+# Shared machines stall for seconds; and CI tests one change, not new examples.
+hypothesis.settings.register_profile(
+    "dali_rsb", deadline=None, derandomize=bool(os.environ.get("CI"))
+)
+hypothesis.settings.load_profile("dali_rsb")
 
 
 def pytest_collection_modifyitems(items):
