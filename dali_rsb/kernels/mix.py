@@ -5,6 +5,8 @@ The plain PyTorch function here defines the meaning; it also serves CPUs.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -44,14 +46,20 @@ def normalize_mix(
         assert pixel_lam is not None
         assert box is not None
         weight = torch.where(_inside(box, *images.shape[1:3]), 0.0, pixel_lam[:, None, None])
-        pixels = torch.lerp(pixels[partner], pixels, weight[..., None])
-    # The constants travel as Python numbers until here: no copy from host memory that would wait.
-    scale = torch.stack([images.new_full((), 1 / (255 * s), dtype=torch.float32) for s in std])
-    shift = torch.stack(
-        [images.new_full((), -m / s, dtype=torch.float32) for m, s in zip(mean, std, strict=True)]
-    )
+        pixels = torch.lerp(images[partner].float(), pixels, weight[..., None])
+    scale, shift = _scale_and_shift(mean, std, images.device)
     normalized = torch.addcmul(shift, pixels, scale)
     return normalized.to(dtype).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache
+def _scale_and_shift(
+    mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(x / 255 - mean) / std as x * scale + shift; kept, so that a step copies nothing."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    return scale, shift
 
 
 def _inside(box: Tensor, height: int, width: int) -> Tensor:
