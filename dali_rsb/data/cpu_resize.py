@@ -36,6 +36,10 @@ class CpuResize:
         self._num_pieces = num_threads * _PIECES_PER_THREAD
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="resize")
 
+    def __del__(self) -> None:
+        # When its pipeline goes, the threads are gone too, and not a moment later.
+        self._pool.shutdown()
+
     # DALI would rewrite the function for its conditionals, and run it ten times slower.
     @do_not_convert
     def __call__(
