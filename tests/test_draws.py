@@ -177,3 +177,26 @@ def test_cutmix_box_and_lambda_equal_timms(lam, y, x):
             box, corrected = mixup.cutmix_bbox_and_lam((1, 3, 160, 160), lam)
         assert ours == tuple(int(edge) for edge in box)
         assert our_lam == pytest.approx(corrected, abs=1e-12)
+
+
+def test_crop_areas_and_ratios_are_distributed_as_timms():
+    import random
+
+    from PIL import Image
+    from timm.data.transforms import RandomResizedCropAndInterpolation
+
+    count, width, height = 100_000, 500, 375
+    numbers = uniforms(11, 0, Stream.CROP, range(count), CROP_UNIFORMS)
+    ours = random_resized_crop(np.full(count, width), np.full(count, height), numbers, SCALE, RATIO)
+    random.seed(11)
+    image = Image.new("RGB", (width, height))
+    theirs = np.array(
+        [RandomResizedCropAndInterpolation.get_params(image, SCALE, RATIO) for _ in range(count)]
+    )
+    for mine, timms in (
+        (ours.height * ours.width, theirs[:, 2] * theirs[:, 3]),
+        (ours.width / ours.height, theirs[:, 3] / theirs[:, 2]),
+        (ours.top, theirs[:, 0]),
+        (ours.left, theirs[:, 1]),
+    ):
+        assert stats.ks_2samp(mine, timms).pvalue > 0.001
