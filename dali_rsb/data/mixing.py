@@ -6,7 +6,7 @@ not depend on the number of processes. timm draws once per device batch, whateve
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -42,10 +42,6 @@ class MixDraws:
             lam=np.ones(size, np.float32),
         )
 
-    def take(self, rows: np.ndarray) -> MixDraws:
-        """The draws of some rows; `partner` is taken as it stands."""
-        return MixDraws(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
-
 
 @dataclass(frozen=True)
 class MixPolicy:
@@ -74,10 +70,6 @@ class MixPolicy:
     group_size: int = 512
     cutmix_minmax: tuple[float, float] | None = None
     partners: Literal["blocks", "ends"] = "blocks"
-
-    @property
-    def active(self) -> bool:
-        return (self.mixup > 0 or self.cutmix > 0) and self.prob > 0
 
     def draw(self, seed: int, epoch: int, positions: np.ndarray, size_px: int) -> MixDraws:
         """Draw the mixing of one device batch.
