@@ -399,8 +399,8 @@ def test_before_in_and_after_forked_processes(folder):
     results = context.Queue()
     process = context.Process(target=_report, args=(loader, results))
     process.start()
-    assert results.get(timeout=30) == list(range(NUM_IMAGES))
-    process.join(timeout=30)
+    assert results.get(timeout=240) == list(range(NUM_IMAGES))
+    process.join(timeout=60)
     assert process.exitcode == 0
     assert _epoch(loader) == list(range(NUM_IMAGES))
 
@@ -477,8 +477,8 @@ def test_after_ctrl_c_the_interpreter_exits_cleanly(folder):
         time.sleep(0.1)
         start_s = time.perf_counter()
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=20)
-        assert time.perf_counter() - start_s < 5
+        output, errors = process.communicate(timeout=240)
+        assert time.perf_counter() - start_s < 30
     assert process.returncode == 0, errors
     assert output.endswith(b"interrupted\n")
     assert errors == b""

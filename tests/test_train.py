@@ -156,7 +156,7 @@ def test_a_signal_saves_and_stops(small, tmp_path, number):
     while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline_s:
         time.sleep(0.05)
     process.send_signal(number)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=240)
     assert process.returncode == 128 + number
     assert "Traceback" not in error
     assert "--resume goes on from there" in error

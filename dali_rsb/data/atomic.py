@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -29,23 +30,19 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 
 def _rename_over(new: Path, target: Path) -> None:
-    try:
-        new.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        # A directory that is not empty cannot be renamed over: move it away first.
+    while True:
+        try:
+            new.rename(target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        # A directory that is not empty cannot be renamed over: move it away and try again. Other
+        # processes may do the same at any moment, so that it may be gone, or there again.
         old = _beside(target, "old")
         with contextlib.suppress(FileNotFoundError):
             target.rename(old)
-        try:
-            new.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-            # Another process put its own complete directory there meanwhile: that one stays.
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _beside(target: Path, kind: str) -> Path:
