@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dali_rsb.errors import UserError
+from dali_rsb.kernels.bce import mixed_bce
 
 
 def dense_target(
@@ -44,8 +45,7 @@ class MixedBinaryCrossEntropy(nn.Module):
 
     With `target_threshold`, each class above it (strictly, after smoothing and mixing) is a full
     positive and each other class a negative. It equals timm's `BinaryCrossEntropy` on the dense
-    target, which is never built: its rows hold three values, that of the label, that of the
-    partner's label and that of all other classes, and sum(softplus(z) - y * z) splits by them.
+    target, which is never built (see `dali_rsb.kernels.bce`).
 
     Args of `forward`:
         logits: [B, K], any floating dtype; the loss is computed in float32.
@@ -69,40 +69,7 @@ class MixedBinaryCrossEntropy(nn.Module):
     def forward(
         self, logits: Tensor, labels: Tensor, partner_labels: Tensor, lam: Tensor
     ) -> Tensor:
-        logits = logits.float()
-        label_target, partner_target, other_target = self._targets(
-            labels == partner_labels, lam.float(), logits.shape[1]
-        )
-        label_logits = logits.gather(1, labels[:, None]).squeeze(1)
-        partner_logits = logits.gather(1, partner_labels[:, None]).squeeze(1)
-        positive = (label_target - other_target) * label_logits
-        positive = positive + (partner_target - other_target) * partner_logits
-        if self.smoothing > 0:  # otherwise other_target is 0
-            positive = positive + other_target * logits.sum(1)
-        return (F.softplus(logits).sum() - positive.sum()) / logits.numel()
-
-    def _targets(
-        self, same: Tensor, lam: Tensor, num_classes: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Targets [B] of the label, of the partner's label and of any other class.
-
-        For equal labels the first is their sum and the second counts as any other class.
-        """
-        off = self.smoothing / num_classes
-        on = 1.0 - self.smoothing + off
-        # The order of operations is `dense_target`'s, for the same rounding at the threshold.
-        partner_weight = 1.0 - lam
-        label = on * lam + torch.where(same, on * partner_weight, off * partner_weight)
-        other = off * lam + off * partner_weight
-        partner = torch.where(same, other, off * lam + on * partner_weight)
-        if self.target_threshold is None:
-            return label, partner, other
-        threshold = self.target_threshold
-        return (
-            (label > threshold).float(),
-            (partner > threshold).float(),
-            (other > threshold).float(),
-        )
+        return mixed_bce(logits, labels, partner_labels, lam, self.smoothing, self.target_threshold)
 
 
 class MixedCrossEntropy(nn.Module):

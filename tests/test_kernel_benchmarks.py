@@ -1,0 +1,96 @@
+"""The benchmarks of mixing and loss: contenders do the same, and results are complete."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import bandwidth, kernel_timing, loss, mix
+from dali_rsb.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def _no_compiler(monkeypatch):
+    """Compiling takes longer than all else here."""
+    for module in (loss, mix):
+        monkeypatch.setattr(module, "compile_obstacle", lambda device: "no compiler")
+
+
+@pytest.mark.usefixtures("_no_compiler")
+@pytest.mark.parametrize("name", ["evaluation", "mixup", "cutmix"])
+def test_contenders_of_mix_make_the_same_batch(name):
+    case = mix.make_cases(4, 24, torch.float16, CPU)[name]
+    assert list(case.contenders) == ["dali_rsb", "plain twin", "timm", "timm, NHWC"]
+    assert case.left_out == {"torch.compile of the twin": "no compiler"}
+    assert case.floor_bytes == 4 * 24 * 24 * 3 * 3
+    results = {contender: call() for contender, call in case.contenders.items()}
+    for contender, result in results.items():
+        assert result.dtype == torch.float16
+        assert result.is_contiguous(memory_format=torch.channels_last)
+        if name != "cutmix" or not contender.startswith("timm"):  # timm draws the place of its box
+            torch.testing.assert_close(result, results["dali_rsb"], rtol=2e-3, atol=1e-3)
+    assert torch.equal(results["timm"], results["timm, NHWC"]) or name == "cutmix"
+
+
+@pytest.mark.usefixtures("_no_compiler")
+@pytest.mark.parametrize("name", loss.VARIANTS)
+def test_contenders_of_loss_make_the_same_gradient(name):
+    case = loss.make_cases(6, 50, torch.float32, CPU)[name]
+    assert list(case.contenders) == ["dali_rsb", "timm"]
+    assert case.floor_bytes == 2 * 6 * 50 * 4
+    (ours,), (theirs,) = (call() for call in case.contenders.values())
+    torch.testing.assert_close(ours * 300, theirs * 300, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("_no_compiler")
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [(mix, ["--batch", "2", "--size", "16"]), (loss, ["--batch", "4", "--classes", "10"])],
+)
+def test_results_are_printed_and_written(module, arguments, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(kernel_timing, "copy_bandwidth", lambda device: 1e9)
+    output = tmp_path / "new" / "result.json"
+    options = ["--device", "cpu", "--rounds", "2", "--seconds", "0.001", "--output", str(output)]
+    module.main([*arguments, *options])
+    report = json.loads(output.read_text())
+    assert report["settings"]["dtype"] == "float16"
+    assert report["copy_gb_per_s"] == 1
+    printed = capsys.readouterr().out
+    for name, case in report["cases"].items():
+        assert f"{name}: " in printed
+        assert case["floor_us"] == pytest.approx(case["floor_bytes"] / 1e3, abs=0.01)
+        assert set(case["left_out"]) == {"torch.compile of the twin"}
+        assert case["contenders"]["dali_rsb"]["times_ours"]["runs"] == [1, 1]
+        for contender, measured in case["contenders"].items():
+            assert contender in printed
+            assert len(measured["us"]["runs"]) == 2
+            assert measured["us"]["min"] > 0
+
+
+def test_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="--device cpu"):
+        mix.main(["--device", "cuda"])
+
+
+def test_torch_compile_needs_a_compiler(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "C++ compiler" in kernel_timing.compile_obstacle(CPU)
+    assert kernel_timing.compile_obstacle(torch.device("cuda")) is None
+
+
+def test_copy_bandwidth_counts_bytes_read_and_written(monkeypatch):
+    monkeypatch.setattr(bandwidth, "_time_copy_s", lambda source, target: 0.5)
+    assert bandwidth.copy_bandwidth(CPU, num_repeats=3, num_bytes=1000) == 4000
+
+
+def test_rounds_alternate():
+    calls = []
+    contenders = {name: lambda name=name: calls.append(name) for name in "ab"}
+    case = kernel_timing.Case(contenders, floor_bytes=100)
+    result = kernel_timing.measure_case(case, CPU, bytes_per_s=1e8, num_rounds=2, seconds=1e-9)
+    assert result["floor_us"] == 1
+    order = [name for name, before in zip(calls, [None, *calls], strict=False) if name != before]
+    assert order == ["a", "b", "a", "b", "a"]  # both warm up, then a b, then b a
