@@ -44,7 +44,7 @@ class Datasets:
 
 
 def open_datasets(config: cfg.Config, processes: Processes) -> Datasets:
-    """Open (or scan) the two folders; rank 0 scans while the others wait.
+    """Open (or scan) the two folders, shards or lists; rank 0 scans while the others wait.
 
     Raises:
         UserError: a folder is missing, empty or not in ImageNet's layout, or the class counts and
@@ -73,8 +73,8 @@ def check_num_classes(index: DatasetIndex, num_classes: int) -> None:
     """Raises UserError where the folder's classes are not as many as the model's."""
     if len(index.classes) != num_classes:
         raise UserError(
-            f"{index.root} has {len(index.classes)} classes, but model.num_classes={num_classes}; "
-            f"set model.num_classes={len(index.classes)}"
+            f"{index.origin} has {len(index.classes)} classes, but "
+            f"model.num_classes={num_classes}; set model.num_classes={len(index.classes)}"
         )
 
 
@@ -84,7 +84,9 @@ def _folder(data: cfg.Data, split: Literal["train", "val"]) -> Path:
         return train if split == "train" else val
     folder = data.train if split == "train" else data.val
     if folder is None:
-        raise UserError(f"data.{split} is not set; give the folder of images, data.{split}=PATH")
+        raise UserError(
+            f"data.{split} is not set; give the folder (or list) of images, data.{split}=PATH"
+        )
     return folder
 
 
@@ -151,7 +153,7 @@ def train_samples(
     )
     if samples.updates_per_epoch == 0:
         raise UserError(
-            f"{index.root} has {len(index)} images, fewer than optimizer.batch_size="
+            f"{index.origin} has {len(index)} images, fewer than optimizer.batch_size="
             f"{config.optimizer.batch_size}; lower optimizer.batch_size"
         )
     return samples
@@ -166,6 +168,7 @@ def train_loader(config: cfg.Config, samples: TrainSamples, processes: Processes
         device=processes.device,
         prefetch=config.data.prefetch,
         fill=fill_color(config.data.mean),
+        source=samples.index.image_source,
         hw_decoder_load=config.data.hw_decoder_load,
     )
     bad_images = BadImages(samples.index, config.data.on_bad_image, config.data.max_bad_fraction)
@@ -190,6 +193,7 @@ def eval_loader(
         num_threads=_threads(config, processes),
         device=processes.device,
         hw_decoder_load=config.data.hw_decoder_load,
+        source=index.image_source,
     )
     return samples, Loader(samples, build, processes.device, 2, BadImages(index, "raise"))
 

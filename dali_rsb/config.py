@@ -40,7 +40,9 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    train: FilePath | None = None  # folder of class folders with training images
+    # Training images: a folder of class folders, a folder of tar shards (python -m dali_rsb.pack),
+    # or a text file with PATH, a tab and LABEL in each line.
+    train: FilePath | None = None
     val: FilePath | None = None  # the same for validation
     digits: FilePath | None = None  # write the quickstart digits here and train on them
     index: FilePath | None = None  # folder for the dataset indices; default: beside the images

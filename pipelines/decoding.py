@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 
-from pipelines.inputs import InputSpec, external_inputs
+from pipelines.inputs import ImageSource, external_inputs, image_input
 
 # "roi" decodes the crop window alone; "full" the whole image, as a GPU's JPEG engine does anyway;
 # "shared" the whole image, once for all its copies in the batch.
@@ -21,6 +21,11 @@ INTERPOLATIONS = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC
 def read_files(paths: DataNode) -> DataNode:
     """Read whole files; `paths` are absolute file names as uint8 arrays."""
     return fn.io.file.read(paths)
+
+
+def read_images(inputs: Mapping[str, DataNode]) -> DataNode:
+    """The encoded images of a graph, whichever `image_input` it has."""
+    return inputs["encoded"] if "encoded" in inputs else read_files(inputs["path"])
 
 
 def decode(
@@ -53,22 +58,29 @@ def decode(
 
 
 def decode_shared(
-    paths: DataNode, device: str, hw_decoder_load: float, is_first: DataNode, source: DataNode
+    images: DataNode,
+    device: str,
+    hw_decoder_load: float,
+    is_first: DataNode,
+    source: DataNode,
+    are_paths: bool = True,
 ) -> DataNode:
     """Decode one row for each distinct image and hand it to the rows of its copies.
 
     To be called from a pipeline definition with `enable_conditionals=True`.
 
     Args:
+        images: names of files to read or, without `are_paths`, encoded images.
         is_first: bool, rows to decode.
         source: int32, for each row the row whose image it takes.
     """
     if is_first:
-        images = decode(read_files(paths), device, hw_decoder_load)
+        encoded = read_files(images) if are_paths else images
+        decoded = decode(encoded, device, hw_decoder_load)
     else:
         pixel = np.zeros((1, 1, 3), np.uint8)  # never looked at
-        images = types.Constant(pixel, layout="HWC", device=device)
-    return fn.permute_batch(images, indices=source)
+        decoded = types.Constant(pixel, layout="HWC", device=device)
+    return fn.permute_batch(decoded, indices=source)
 
 
 # Resizes a batch of windows on the host: (images, starts, ends, interpolations), each with one
@@ -117,11 +129,11 @@ def resize_window(
 
 
 @pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
-def _decode_graph() -> DataNode:
-    path = external_inputs((InputSpec("path", types.UINT8, 1),))["path"]
-    return decode(read_files(path), "cpu", hw_decoder_load=0.0)
+def _decode_graph(source: ImageSource) -> DataNode:
+    inputs = external_inputs((image_input(source),))
+    return decode(read_images(inputs), "cpu", hw_decoder_load=0.0)
 
 
-def decode_check_pipeline() -> Pipeline:
-    """Build a graph that decodes one image at a time on the CPU, to find files that fail."""
-    return _decode_graph()
+def decode_check_pipeline(source: ImageSource = "path") -> Pipeline:
+    """Build a graph that decodes one image at a time on the CPU, to find those that fail."""
+    return _decode_graph(source)

@@ -1,28 +1,52 @@
-"""How a DALI graph declares the batches that the host feeds it beside the encoded images."""
+"""How a DALI graph declares what the host feeds it: encoded images and numbers beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
 
+# How images come to a graph, and the name of that input: names of files, which the graph reads, or
+# encoded images, such as parts of a shard.
+ImageSource = Literal["path", "encoded"]
+
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One external input: fed under `name` as an array [batch, ...] with `ndim` axes per sample."""
+    """One external input: fed under `name` as an array [batch, ...] with `ndim` axes per sample.
+
+    With `no_copy` the graph reads the host's arrays themselves: they must stay as they are until
+    the batch's output has been taken.
+    """
 
     name: str
     dtype: types.DALIDataType
     ndim: int
+    no_copy: bool = False
+
+
+def image_input(source: ImageSource) -> InputSpec:
+    """The input that images come by, uint8 [num_bytes] each.
+
+    Bytes are not copied: a shard is a memory map, and where a page has to come from the disk it is
+    a decoding thread that waits for it, not the one that feeds the graph.
+    """
+    return InputSpec(source, types.UINT8, 1, no_copy=source == "encoded")
 
 
 def external_inputs(specs: Iterable[InputSpec]) -> dict[str, DataNode]:
     """Return a CPU external source for each spec, by name. To be called while building a graph."""
     return {
         spec.name: fn.external_source(
-            name=spec.name, batch=True, dtype=spec.dtype, ndim=spec.ndim, device="cpu"
+            name=spec.name,
+            batch=True,
+            dtype=spec.dtype,
+            ndim=spec.ndim,
+            device="cpu",
+            no_copy=spec.no_copy,
         )
         for spec in specs
     }

@@ -10,21 +10,23 @@ from pipelines.decoding import (
     HostResize,
     decode,
     decode_shared,
-    read_files,
+    read_images,
     resize_window,
     resize_window_on_host,
 )
-from pipelines.inputs import InputSpec, external_inputs
+from pipelines.inputs import ImageSource, InputSpec, external_inputs, image_input
 from pipelines.randaugment import rand_augment, randaugment_inputs
 
 
-def train_inputs(decode_mode: DecodeMode, randaugment_layers: int) -> tuple[InputSpec, ...]:
+def train_inputs(
+    decode_mode: DecodeMode, randaugment_layers: int, source: ImageSource = "path"
+) -> tuple[InputSpec, ...]:
     """Inputs of the training graph, one row a sample.
 
-    `path`: file name, uint8. `interpolation`: a DALIInterpType as int32. `start`, `end`: the
-    window to resize, float32 (y, x), swapped in x to mirror; in pixels of the decoded part.
-    `anchor`, `shape`: the part to decode, int32 (y, x), in "roi" mode. `is_first`, `source`: see
-    `decode_shared`, in "shared" mode. Then RandAugment's.
+    `path` or `encoded`: file name or encoded image, uint8. `interpolation`: a DALIInterpType as
+    int32. `start`, `end`: the window to resize, float32 (y, x), swapped in x to mirror; in pixels
+    of the decoded part. `anchor`, `shape`: the part to decode, int32 (y, x), in "roi" mode.
+    `is_first`, `source`: see `decode_shared`, in "shared" mode. Then RandAugment's.
     """
     of_mode = {
         "roi": (InputSpec("anchor", types.INT32, 1), InputSpec("shape", types.INT32, 1)),
@@ -32,7 +34,7 @@ def train_inputs(decode_mode: DecodeMode, randaugment_layers: int) -> tuple[Inpu
         "shared": (InputSpec("is_first", types.BOOL, 0), InputSpec("source", types.INT32, 0)),
     }
     return (
-        InputSpec("path", types.UINT8, 1),
+        image_input(source),
         *of_mode[decode_mode],
         InputSpec("start", types.FLOAT, 1),
         InputSpec("end", types.FLOAT, 1),
@@ -50,15 +52,21 @@ def _train_graph(
     randaugment_layers: int,
     fill: tuple[int, int, int],
     host_resize: HostResize | None,
+    source: ImageSource,
 ) -> DataNode:
-    inputs = external_inputs(train_inputs(decode_mode, randaugment_layers))
+    inputs = external_inputs(train_inputs(decode_mode, randaugment_layers, source))
     if decode_mode == "shared":
         images = decode_shared(
-            inputs["path"], device, hw_decoder_load, inputs["is_first"], inputs["source"]
+            inputs[source],
+            device,
+            hw_decoder_load,
+            inputs["is_first"],
+            inputs["source"],
+            are_paths=source == "path",
         )
     else:
         part = (inputs["anchor"], inputs["shape"]) if decode_mode == "roi" else None
-        images = decode(read_files(inputs["path"]), device, hw_decoder_load, part)
+        images = decode(read_images(inputs), device, hw_decoder_load, part)
     window = (inputs["start"], inputs["end"])
     if host_resize is not None:
         images = resize_window_on_host(images, *window, inputs["interpolation"], host_resize)
@@ -87,6 +95,7 @@ def train_pipeline(
     randaugment_layers: int = 0,
     fill: tuple[int, int, int] = (124, 116, 104),
     host_resize: HostResize | None = None,
+    source: ImageSource = "path",
 ) -> Pipeline:
     """Build the training graph; its output is uint8 [batch_size, size_px, size_px, 3].
 
@@ -98,6 +107,7 @@ def train_pipeline(
         fill: colour (R, G, B) that geometric operations bring in; the default is timm's,
             255 x the ImageNet mean, rounded.
         host_resize: resizes in place of DALI's operator; for the CPU graph only.
+        source: whether it is fed file names or encoded images.
     """
     return _train_graph(
         size_px,
@@ -107,6 +117,7 @@ def train_pipeline(
         randaugment_layers,
         fill,
         host_resize,
+        source,
         batch_size=batch_size,
         num_threads=num_threads,
         device_id=device_id,

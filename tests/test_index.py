@@ -19,7 +19,7 @@ from PIL import Image, ImageFile
 
 from dali_rsb.data import image_header, index, scan
 from dali_rsb.data.atomic import atomic_directory
-from dali_rsb.data.image_header import read_header
+from dali_rsb.data.image_header import read_header, read_header_of_bytes
 from dali_rsb.data.index import DatasetIndex, ImageFormat, check_same_classes, open_index
 from dali_rsb.errors import UserError
 
@@ -262,11 +262,10 @@ def test_jpeg_with_segments_and_fill_bytes_equals_pillow(
     data = data[:2] + filling + data[2:]
     path = tmp_path_factory.getbasetemp() / "segments.jpg"
     path.write_bytes(data)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        assert image_header._jpeg_size(descriptor) == (width, height)
-    finally:
-        os.close(descriptor)
+    size = image_header._jpeg_size(lambda length, start: data[start : start + length])
+    assert size == (width, height)
+    assert read_header(path) == (width, height, ImageFormat.JPEG)
+    assert read_header_of_bytes(np.frombuffer(data, np.uint8)) == read_header(path)
     with Image.open(path) as image:
         assert image.size == (width, height)
 
@@ -406,7 +405,9 @@ def test_root_missing_or_no_folder_or_all_unreadable(tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist"):
         open_index(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file is not a folder"):
+    with pytest.raises(
+        UserError, match="file is empty; a list of images has PATH, a tab and LABEL"
+    ):
         open_index(tmp_path / "file")
     root = write_tree(tmp_path / "data", ["a/1.jpg", "b/2.jpg"], b"bad")
     with pytest.raises(UserError, match=r"none of the 2 image files .* a/1\.jpg"):
@@ -520,7 +521,7 @@ def test_index_of_another_version_is_built_anew(small, num_builds, monkeypatch, 
     monkeypatch.setattr(index, "FORMAT_VERSION", index.FORMAT_VERSION + 1)
     open_index(small)
     assert num_builds() == 2
-    assert "it has format 2, not 3" in caplog.text
+    assert "it has format 3, not 4" in caplog.text
 
 
 def test_moved_dataset_keeps_its_index(small, num_builds):

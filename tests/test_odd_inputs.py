@@ -321,9 +321,9 @@ def test_a_file_that_changed_is_converted_anew(six_files):
 
 
 def test_later_runs_and_other_processes_use_the_same_copy(six_files, monkeypatch):
-    first = Conversions(six_files).path_array(0).tobytes()
+    first = Conversions(six_files).image_array(0).tobytes()
     monkeypatch.setattr(conversion, "_write", None)
-    assert Conversions(six_files).path_array(0).tobytes() == first
+    assert Conversions(six_files).image_array(0).tobytes() == first
 
 
 def test_without_a_stored_index_copies_are_kept_in_the_users_cache(
@@ -331,7 +331,7 @@ def test_without_a_stored_index_copies_are_kept_in_the_users_cache(
 ):
     monkeypatch.setattr(conversion, "USER_CACHE", tmp_path / "cache")
     index = DatasetIndex.from_samples([(six_files.path(0), 0)], progress=False)
-    copy = Conversions(index).path_array(0).tobytes().decode()
+    copy = Conversions(index).image_array(0).tobytes().decode()
     assert copy.startswith(str(tmp_path / "cache" / "converted"))
 
 
@@ -340,7 +340,7 @@ def test_a_folder_that_cannot_be_written_is_the_users_mistake(six_files, tmp_pat
     monkeypatch.setattr(conversion, "USER_CACHE", tmp_path / "file")
     index = DatasetIndex.from_samples([(six_files.path(0), 0)], progress=False)
     with pytest.raises(UserError, match="cannot write a converted copy"):
-        Conversions(index).path_array(0)
+        Conversions(index).image_array(0)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (2, 3), (1, 1000)])

@@ -67,28 +67,34 @@ class BadImages:
                 self._replace(image)
 
     def _replace(self, image: int) -> None:
-        path = self._index.path(image)
+        name = self._index.name(image)
         if self._policy == "raise":
-            raise UserError(f"{path} cannot be decoded; repair or remove the file")
+            raise UserError(f"{name} cannot be decoded; {self._mend}")
         good = self._next_good(image)
         for replaced, by in self.replacements.items():
             if by == image:
                 self.replacements[replaced] = good
         self.replacements[image] = good
-        logger.warning("%s cannot be decoded; %s stands in", path, self._index.path(good))
+        logger.warning("%s cannot be decoded; %s stands in", name, self._index.name(good))
         if len(self.replacements) > self._max_count:
             raise UserError(
-                f"{len(self.replacements)} images under {self._index.root} cannot be decoded, the "
-                f"last one {path}; repair or remove them, or raise max_bad_fraction (in a "
+                f"{len(self.replacements)} images of {self._index.origin} cannot be decoded, the "
+                f"last one {name}; {self._mend}, or raise max_bad_fraction (in a "
                 "configuration: data.max_bad_fraction)"
             )
+
+    @property
+    def _mend(self) -> str:
+        if self._index.shards is not None:
+            return "repair or remove it in the images that were packed, and pack anew"
+        return "repair or remove the file"
 
     def _next_good(self, image: int) -> int:
         for step in range(1, len(self._index)):
             candidate = (image + step) % len(self._index)
             if candidate not in self.replacements and self._is_good(candidate):
                 return candidate
-        raise UserError(f"no image under {self._index.root} can be decoded")
+        raise UserError(f"no image of {self._index.origin} can be decoded")
 
     def _is_good(self, image: int) -> bool:
         return not self._undecodable([image]) or self.conversions.convert_rejected(image)
@@ -96,11 +102,13 @@ class BadImages:
     def _undecodable(self, images: Iterable[int]) -> list[int]:
         """Those of some images that the CPU decoder rejects."""
         bad = []
+        source = self._index.image_source
         pipeline: Pipeline | None = None
         for image in images:
-            pipeline = pipeline or decode_check_pipeline()
+            pipeline = pipeline or decode_check_pipeline(source)
+            array = self.conversions.image_array(image)
             try:
-                pipeline.run(path=[self.conversions.path_array(image)])
+                pipeline.run(**{source: [array]})
             except RuntimeError:
                 bad.append(image)
                 pipeline = None  # DALI drops a pipeline that failed

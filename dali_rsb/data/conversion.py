@@ -1,5 +1,5 @@
-"""Files that DALI cannot decode, or decodes to other pixels than Pillow: Pillow decodes each once,
-into a copy that DALI reads from then on."""
+"""Images that DALI cannot decode, or decodes to other pixels than Pillow: Pillow decodes each once,
+into a copy that takes its place from then on."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ class Conversions:
 
     A copy is a PPM file: DALI decodes it exactly, in half the time of a JPEG of that size and a
     tenth of that of a PNG. It is made when an image is first used, named after the path, time and
-    size of the original, and kept for later runs in `converted` inside the stored index, or in
-    `~/.cache/dali_rsb/converted` where the index is stored nowhere or not writable. Any number of
-    processes may convert the same image at once.
+    size of the original (or of its shard), and kept for later runs in `converted` inside the
+    stored index, or in `~/.cache/dali_rsb/converted` where the index is stored nowhere or not
+    writable. Any number of processes may convert the same image at once.
     """
 
     def __init__(self, index: DatasetIndex) -> None:
         self._index = index
-        self._copies: dict[int, npt.NDArray[np.uint8]] = {}  # paths, for fn.io.file.read
+        self._copies: dict[int, Path] = {}
         self._undecodable: set[int] = set()  # by Pillow
         self._announced = False
 
     def substitute(
-        self, paths: list[npt.NDArray[np.uint8]], indices: npt.NDArray[np.int64]
+        self, arrays: list[npt.NDArray[np.uint8]], indices: npt.NDArray[np.int64]
     ) -> None:
-        """Put the paths of copies in place of the paths of images that Pillow must decode.
+        """Put copies in the place of images that Pillow must decode: their paths or their bytes.
 
-        An image that Pillow cannot decode either keeps its path.
+        An image that Pillow cannot decode either stays.
 
         Args:
-            paths: `DatasetIndex.path_arrays` of the images; changed in place.
-            indices: [len(paths)], the images.
+            arrays: `DatasetIndex.image_arrays` of the images; changed in place.
+            indices: [len(arrays)], the images.
 
         Raises:
             UserError: no folder for the copies is writable, or it is full.
@@ -63,25 +63,35 @@ class Conversions:
             self._convert_all(set(indices[odd].tolist()) - self._copies.keys() - self._undecodable)
         if self._copies:
             for row, image in enumerate(indices.tolist()):
-                paths[row] = self._copies.get(image, paths[row])
+                if image in self._copies:
+                    arrays[row] = self._array_of_copy(image)
 
-    def path_array(self, image: int) -> npt.NDArray[np.uint8]:
-        """The path to read for one image, as `DatasetIndex.path_array`."""
-        paths = [self._index.path_array(image)]
-        self.substitute(paths, np.array([image]))
-        return paths[0]
+    def image_array(self, image: int) -> npt.NDArray[np.uint8]:
+        """What a graph is to be given for one image; see `DatasetIndex.image_arrays`."""
+        arrays = self._index.image_arrays(np.array([image]))
+        self.substitute(arrays, np.array([image]))
+        return arrays[0]
+
+    def _array_of_copy(self, image: int) -> npt.NDArray[np.uint8]:
+        if self._index.image_source == "path":
+            return np.frombuffer(os.fsencode(self._copies[image]), np.uint8)
+        try:
+            return np.fromfile(self._copies[image], np.uint8)
+        except FileNotFoundError:  # somebody has tidied up
+            self._convert(image)
+            return np.fromfile(self._copies[image], np.uint8)
 
     def convert_rejected(self, image: int) -> bool:
         """Convert an image that DALI rejects; return False if Pillow cannot decode it either, or
         if it was a copy, and still is there, that DALI rejected."""
         copy = self._copies.get(image)
-        if copy is not None and Path(os.fsdecode(copy.tobytes())).exists():
+        if copy is not None and copy.exists():
             return False
         if not self._convert(image):
             return False
         logger.info(
             "%s is decoded by Pillow, as DALI rejects it; copy in %s",
-            self._index.path(image),
+            self._index.name(image),
             self._folder,
         )
         return True
@@ -103,7 +113,7 @@ class Conversions:
             "pixels: %s%s; copies in %s",
             len(odd),
             len(self._index),
-            self._index.root,
+            self._index.origin,
             ", ".join(str(self._index.path(i).relative_to(self._index.root)) for i in odd[:3]),
             ", ..." if len(odd) > 3 else "",
             self._folder,
@@ -112,12 +122,13 @@ class Conversions:
 
     def _convert(self, image: int) -> bool:
         """Make the copy of one image unless there is one; False if Pillow cannot decode it."""
-        path = self._index.path(image)
         try:
-            status = path.stat()
-            stamp = f"{path}\n{status.st_mtime_ns}\n{status.st_size}"
-            copy = self._folder / f"{hashlib.sha256(os.fsencode(stamp)).hexdigest()[:32]}.ppm"
-            pixels = None if copy.exists() else Image.open(path).convert("RGB")
+            digest = hashlib.sha256(os.fsencode(self._index.stamp(image))).hexdigest()
+            copy = self._folder / f"{digest[:32]}.ppm"
+            pixels = None
+            if not copy.exists():
+                with self._index.open(image) as file:
+                    pixels = Image.open(file).convert("RGB")
         except UserError:
             raise
         except Exception:  # Pillow's plugins raise nearly every type on damaged files
@@ -125,7 +136,7 @@ class Conversions:
             return False
         if pixels is not None:
             _write(copy, pixels)
-        self._copies[image] = np.frombuffer(os.fsencode(copy), np.uint8)
+        self._copies[image] = copy
         return True
 
     @property
@@ -137,8 +148,8 @@ class Conversions:
             return USER_CACHE.expanduser() / "converted"
         except RuntimeError as error:
             raise UserError(
-                f"this user has no home directory for converted copies of images in "
-                f"{self._index.root}: set data.index to a writable folder"
+                f"this user has no home directory for converted copies of images of "
+                f"{self._index.origin}: set data.index to a writable folder"
             ) from error
 
 

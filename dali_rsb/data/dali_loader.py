@@ -41,8 +41,10 @@ class DaliLoader(EpochLoader):
     never overwrite them. `len()` is the number of batches of an epoch.
 
     Args:
-        root: folder of class folders (`root/CLASS/IMAGE.jpg`), an index of one, torchvision's
-            `ImageFolder` (its transform is not used), or a list of (path, label) pairs.
+        root: folder of class folders (`root/CLASS/IMAGE.jpg`), folder of tar shards, text file with
+            `path<TAB>label` lines (see `dali_rsb.open_index`), an index of one of these,
+            torchvision's `ImageFolder` (its transform is not used), or a list of (path, label)
+            pairs.
         batch_size: images of one batch of this process.
         train: RandomResizedCrop, flip and what is asked for below, in place of resize and centre
             crop; also the default of `shuffle` and `drop_last`.
@@ -74,7 +76,8 @@ class DaliLoader(EpochLoader):
         seed: of order and draws.
         num_replicas, rank: processes that share an epoch; default torch.distributed's, or one. To
             evaluate, they are given equally many images, the first ones twice if need be.
-        exclude: files to leave out: paths, absolute or relative to the root, or a text file with
+        exclude: files to leave out: paths, absolute or relative to the root (in shards, those of
+            the files that were packed, or SHARD:PATH as messages name them), or a text file with
             one in each line.
         on_bad_image: "substitute" puts the next image in the place of one that cannot be decoded
             and warns, "raise" stops; default "substitute" to train and "raise" to evaluate.
@@ -82,7 +85,7 @@ class DaliLoader(EpochLoader):
         cache_dir: where to store the dataset's index; see `dali_rsb.data.index.open_index`.
 
     Raises:
-        UserError: the folder cannot be used, arguments contradict each other, or a policy is
+        UserError: the images cannot be used, arguments contradict each other, or a policy is
             malformed.
     """
 

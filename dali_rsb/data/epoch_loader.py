@@ -34,6 +34,7 @@ from dali_rsb.errors import UserError
 from dali_rsb.kernels.mix import IMAGENET_MEAN, IMAGENET_STD, normalize_mix
 from dali_rsb.kernels.random_erasing import erase
 from dali_rsb.losses import dense_target
+from pipelines.inputs import ImageSource
 
 Batches = Generator[tuple[Tensor, Tensor], None, None]
 
@@ -381,7 +382,7 @@ class EpochLoader:
             samples = EvalSamples(index, EvalLayout(len(index), self.batch_size), process.geometry)
         # Nothing that refers to this loader: in a cycle, pipelines would wait for the garbage
         # collector.
-        build = _graph(process, resources, self.batch_size, self._output.mean)
+        build = _graph(process, resources, self.batch_size, self._output.mean, index.image_source)
         return Loader(samples, build, resources.device, resources.prefetch, self._bad_images)
 
     def _keep(self, loader: Loader) -> None:
@@ -430,6 +431,7 @@ def _graph(
     resources: Resources,
     batch_size: int,
     mean: tuple[float, float, float],
+    source: ImageSource,
 ) -> Callable[[], Pipeline]:
     options: dict[str, Any] = {
         "batch_size": batch_size,
@@ -437,6 +439,7 @@ def _graph(
         "device": resources.device,
         "prefetch": resources.prefetch,
         "hw_decoder_load": resources.hw_decoder_load,
+        "source": source,
     }
     if isinstance(process, Training):
         return train_graph(process.transform, fill=fill_color(mean), **options)

@@ -28,7 +28,12 @@ class GraphRunner:
         self._build = build
         self._pipeline: Pipeline | None = None
         self._started = False
-        self._wanted: deque[bool] = deque()  # for each batch fed: will its output be taken?
+        # For each batch fed: will its output be taken? And its inputs, which must live until then:
+        # the graph may read them in place.
+        self._under_way: deque[tuple[bool, Inputs]] = deque()
+
+    def __del__(self) -> None:
+        self.reset()
 
     def submit(self, inputs: Inputs) -> None:
         """Start a batch."""
@@ -48,25 +53,27 @@ class GraphRunner:
         while not self._started:
             # DALI's first run schedules a whole queue; fill it up with copies nobody takes.
             self._feed(self._last_inputs, wanted=False)
-        while not self._wanted.popleft():
+        while not self._under_way[0][0]:
             self._pipeline.share_outputs()
             self._pipeline.release_outputs()
+            self._under_way.popleft()
         on_gpu = self._pipeline.device_id is not None
         stream = torch.cuda.current_stream() if on_gpu else None
         (output,) = self._pipeline.share_outputs(cuda_stream=stream)
         images = from_dlpack(output.as_tensor())
         self._pipeline.release_outputs()
+        self._under_way.popleft()
         return images
 
     def discard(self) -> None:
         """Forget the batches under way: their outputs are dropped when they come."""
-        self._wanted = deque(False for _ in self._wanted)
+        self._under_way = deque((False, inputs) for _, inputs in self._under_way)
 
     def reset(self) -> None:
         """Drop the pipeline and everything under way; the next submission builds it anew."""
-        self._pipeline = None
+        self._pipeline = None  # first: its threads may still be reading inputs
         self._started = False
-        self._wanted.clear()
+        self._under_way.clear()
 
     def _feed(self, inputs: Inputs, wanted: bool) -> None:
         if self._pipeline is None:
@@ -74,10 +81,10 @@ class GraphRunner:
             self._pipeline.build()
         for name, data in inputs.items():
             self._pipeline.feed_input(name, data)
-        self._wanted.append(wanted)
+        self._under_way.append((wanted, inputs))
         if self._started:
             self._pipeline.schedule_run()
-        elif len(self._wanted) == self.prefetch:
+        elif len(self._under_way) == self.prefetch:
             self._pipeline.schedule_run()
             self._started = True
         self._last_inputs = inputs

@@ -11,6 +11,7 @@ from nvidia.dali import Pipeline
 from dali_rsb.data.cpu_resize import CpuResize
 from dali_rsb.data.samples import TrainTransform
 from pipelines import eval_pipeline, train_pipeline
+from pipelines.inputs import ImageSource
 
 IMAGENET_FILL = (124, 116, 104)  # timm's: 255 x the ImageNet mean, rounded
 
@@ -24,6 +25,7 @@ def train_graph(
     prefetch: int,
     fill: tuple[int, int, int] = IMAGENET_FILL,
     hw_decoder_load: float = 0.65,
+    source: ImageSource = "path",
 ) -> Callable[[], Pipeline]:
     """Return what builds the training graph of a transform; see `pipelines.train_pipeline`."""
     on_gpu = device.type == "cuda"
@@ -40,6 +42,7 @@ def train_graph(
             randaugment_layers=transform.randaugment_layers,
             fill=fill,
             host_resize=None if on_gpu else CpuResize(transform.size_px, num_threads),
+            source=source,
         )
 
     return build
@@ -54,6 +57,7 @@ def eval_graph(
     device: torch.device,
     prefetch: int = 2,
     hw_decoder_load: float = 0.65,
+    source: ImageSource = "path",
 ) -> Callable[[], Pipeline]:
     """Return what builds the evaluation graph; see `pipelines.eval_pipeline`."""
     return partial(
@@ -65,6 +69,7 @@ def eval_graph(
         prefetch=prefetch,
         interpolation=interpolation,
         hw_decoder_load=hw_decoder_load,
+        source=source,
     )
 
 

@@ -1,10 +1,15 @@
-"""Width, height and format of an image, read from the header of its file."""
+"""Width, height and format of an image, read from the header of its file or of its bytes."""
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Callable
 from enum import IntEnum
+from typing import BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile
 
 
@@ -54,26 +59,38 @@ def read_header(path: bytes | str) -> tuple[int, int, ImageFormat]:
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            size = _jpeg_size(descriptor)
+            size = _jpeg_size(lambda length, start: os.pread(descriptor, length, start))
         finally:
             os.close(descriptor)
     except OSError:
         return 0, 0, ImageFormat.UNREADABLE
     if size is None:
-        return _read_with_pillow(path)
+        return _read_with_pillow(os.fsdecode(path))
     return *size, ImageFormat.JPEG
 
 
-def _jpeg_size(descriptor: int) -> tuple[int, int] | None:
-    """Width and height from the start-of-frame segment; None for anything out of the ordinary."""
-    buffer, start = os.pread(descriptor, _READ_BYTES, 0), 0
+def read_header_of_bytes(encoded: npt.NDArray[np.uint8]) -> tuple[int, int, ImageFormat]:
+    """`read_header` of an encoded image in memory, uint8 [num_bytes]."""
+    size = _jpeg_size(lambda length, start: encoded[start : start + length].tobytes())
+    if size is None:
+        return _read_with_pillow(io.BytesIO(encoded.tobytes()))
+    return *size, ImageFormat.JPEG
+
+
+def _jpeg_size(read: Callable[[int, int], bytes]) -> tuple[int, int] | None:
+    """Width and height from the start-of-frame segment; None for anything out of the ordinary.
+
+    Args:
+        read: gives up to so many bytes from a position on.
+    """
+    buffer, start = read(_READ_BYTES, 0), 0
     if not buffer.startswith(b"\xff\xd8\xff"):
         return None
     position = 2
     while True:
         at = position - start
         if at + 10 > len(buffer):  # marker 2, length 2, precision 1, height 2, width 2, channels 1
-            buffer, start, at = os.pread(descriptor, _READ_BYTES, position), position, 0
+            buffer, start, at = read(_READ_BYTES, position), position, 0
             if len(buffer) < 9:
                 return None
         if buffer[at] != 0xFF:
@@ -97,12 +114,12 @@ def _jpeg_size(descriptor: int) -> tuple[int, int] | None:
             position += 2 + length
 
 
-def _read_with_pillow(path: bytes | str) -> tuple[int, int, ImageFormat]:
+def _read_with_pillow(file: str | BinaryIO) -> tuple[int, int, ImageFormat]:
     # All plugins at once: while one thread is about to load the rare ones, Pillow tells another
     # that their formats cannot be identified.
     Image.init()
     try:
-        with Image.open(os.fsdecode(path)) as image:
+        with Image.open(file) as image:
             width, height = image.size
             image_format = _PILLOW_FORMATS.get(image.format or "", ImageFormat.OTHER)
             if _needs_pillow(image, image_format):

@@ -1,4 +1,4 @@
-"""Which images a loader draws from: a folder, an index, a dataset object or a list of files."""
+"""Which images a loader draws from: a folder, shards, an index, a dataset object or a list."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class ImageList:
         return np.asarray(self.index.labels[self.rows])
 
     def filename(self, i: int) -> str:
-        """Absolute path of image i."""
-        return str(self.index.path(int(self.rows[i])))
+        """Absolute path of image i, or SHARD:PATH in shards."""
+        return self.index.name(int(self.rows[i]))
 
     def filenames(self) -> list[str]:
-        """Absolute paths of all images, in the order of an evaluation."""
+        """`filename` of all images, in the order of an evaluation."""
         return [self.filename(i) for i in range(len(self))]
 
 
@@ -72,10 +72,10 @@ def image_list(source: Source, cache_dir: Path | None) -> ImageList:
     """The images of any source that `DaliLoader` takes.
 
     Raises:
-        UserError: the folder cannot be used, or no file can be read.
+        UserError: the folder or list cannot be used, or no file can be read.
     """
     if isinstance(source, (str, os.PathLike)):
-        source = open_index(Path(source), cache_dir)
+        source = open_index(source, cache_dir)
     if isinstance(source, DatasetIndex):
         return ImageList(source, np.arange(len(source)))
     if isinstance(source, FolderDataset):
@@ -121,6 +121,14 @@ def rows_by_path(index: DatasetIndex) -> dict[bytes, int]:
     return {paths[start:end]: i for i, (start, end) in enumerate(itertools.pairwise(offsets))}
 
 
+def _rows_by_shard_and_path(index: DatasetIndex, row_of: dict[bytes, int]) -> dict[bytes, int]:
+    """The number of each image by what messages call it, less the folder: SHARD:PATH."""
+    assert index.shards is not None
+    shards = [os.fsencode(name) for name in index.shards.names]
+    numbers = index.shards.numbers.tolist()
+    return {shards[numbers[i]] + b":" + path: i for path, i in row_of.items()}
+
+
 def without(
     images: ImageList, exclude: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 ) -> ImageList:
@@ -140,13 +148,17 @@ def without(
     if not excluded:
         return images
     row_of = rows_by_path(images.index)
+    if images.index.shards is not None:
+        row_of |= _rows_by_shard_and_path(images.index, row_of)
     rows = [row_of[name] for name in map(os.fsencode, excluded) if name in row_of]
     unknown = len(excluded) - len(rows)
     if unknown:
-        logger.warning("%d of %d files to exclude are not in %s", unknown, len(excluded), root)
+        logger.warning(
+            "%d of %d files to exclude are not in %s", unknown, len(excluded), images.index.origin
+        )
     kept = np.setdiff1d(images.rows, np.array(rows, np.int64))
     if not len(kept):
-        raise UserError(f"exclude leaves no image of {root}")
+        raise UserError(f"exclude leaves no image of {images.index.origin}")
     return ImageList(images.index, kept)
 
 

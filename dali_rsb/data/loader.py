@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -79,6 +80,17 @@ class Loader:
         self._runner = GraphRunner(build_pipeline, prefetch)
         self._bad_images = bad_images
 
+    @property
+    def prefetch(self) -> int:
+        """Batches under way."""
+        return self._runner.prefetch
+
+    def with_samples(self, samples: Samples) -> Loader:
+        """A view of this loader, with its pipeline and its bad images, that loads other samples."""
+        view = copy.copy(self)
+        view._samples = samples
+        return view
+
     def batches(self, specs: Iterable[BatchSpec]) -> Generator[Batch, None, None]:
         """Yield the batches of `specs` in order. Stopping early is safe.
 
@@ -103,7 +115,7 @@ class Loader:
     def _submit(self, spec: BatchSpec) -> PreparedBatch:
         spec = replace_indices(spec, self._bad_images.replacements)
         prepared = self._samples.prepare(spec)
-        self._bad_images.conversions.substitute(prepared.inputs["path"], spec.indices)
+        self._bad_images.conversions.substitute(prepared.images, spec.indices)
         self._runner.submit(prepared.inputs)
         return prepared
 

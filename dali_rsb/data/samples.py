@@ -52,7 +52,7 @@ class TrainTransform:
     def graph_inputs(
         self, seed: int, epoch: int, positions: range, widths: np.ndarray, heights: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Draw the batch's augmentations as inputs of the training graph, `path` left out."""
+        """Draw the batch's augmentations as inputs of the training graph, the images left out."""
         numbers = uniforms(seed, epoch, Stream.CROP, positions, INTERPOLATION + 1)
         windows = random_resized_crop(
             widths, heights, numbers[:, :CROP_UNIFORMS], self.scale, self.ratio
@@ -111,6 +111,12 @@ class PreparedBatch:
     labels: np.ndarray
     mix: MixDraws | None = None
 
+    @property
+    def images(self) -> list[np.ndarray]:
+        """Names of the images' files, or the encoded images: uint8 [num_bytes] each."""
+        images: list[np.ndarray] = self.inputs["path" if "path" in self.inputs else "encoded"]
+        return images
+
 
 @dataclass(frozen=True)
 class TrainSamples:
@@ -145,7 +151,7 @@ class TrainSamples:
 
     def prepare(self, spec: BatchSpec) -> PreparedBatch:
         index, indices = self.index, spec.indices
-        inputs: dict[str, Any] = {"path": index.path_arrays(indices)}
+        inputs: dict[str, Any] = {index.image_source: index.image_arrays(indices)}
         if self.transform.decode_mode == "shared":
             inputs |= shared_decode_inputs(indices)
         inputs |= self.transform.graph_inputs(
@@ -178,7 +184,8 @@ class EvalSamples:
     def prepare(self, spec: BatchSpec) -> PreparedBatch:
         index, indices = self.index, spec.indices
         start, end = self.geometry.source_windows(index.widths[indices], index.heights[indices])
-        inputs = {"path": index.path_arrays(indices), "start": start, "end": end}
+        images = index.image_arrays(indices)
+        inputs = {index.image_source: images, "start": start, "end": end}
         return PreparedBatch(inputs, np.asarray(index.labels[indices]))
 
 

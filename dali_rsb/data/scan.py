@@ -8,18 +8,21 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from dali_rsb.data.image_header import read_header
+from dali_rsb.data.image_header import ImageFormat
 from dali_rsb.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+Image = TypeVar("Image")
 
 IMAGE_EXTENSIONS = (
     ".jpg",
@@ -148,36 +151,41 @@ def list_images(root: Path) -> FolderListing:
 
 
 def read_headers(
-    paths: Sequence[bytes], num_workers: int | None = None, progress: bool = True
+    images: Sequence[Image],
+    num_workers: int | None,
+    progress: bool,
+    read: Callable[[Image], tuple[int, int, ImageFormat]],
 ) -> npt.NDArray[np.int32]:
-    """Read the image headers of files, in parallel.
+    """Read the headers of images, in parallel.
 
     Args:
-        paths: absolute paths.
+        images: what `read` takes: paths, or bytes of shards.
         num_workers: threads, 32 by default.
         progress: show a progress bar if stderr is a terminal.
+        read: gives width, height and format of an image.
 
     Returns:
         int32 [N, 3]: width and height in pixels, and `ImageFormat`; UNREADABLE with size 0 x 0
         for a file whose header cannot be read.
     """
     tasks = [
-        paths[start : start + _IMAGES_PER_TASK] for start in range(0, len(paths), _IMAGES_PER_TASK)
+        images[start : start + _IMAGES_PER_TASK]
+        for start in range(0, len(images), _IMAGES_PER_TASK)
     ]
+
+    def read_task(task: Sequence[Image]) -> npt.NDArray[np.int32]:
+        return np.array([read(image) for image in task], np.int32)
+
     show = progress and sys.stderr.isatty()
     with (
         concurrent.futures.ThreadPoolExecutor(num_workers or _NUM_THREADS) as pool,
-        tqdm(total=len(paths), desc="indexing", unit="img", disable=not show) as bar,
+        tqdm(total=len(images), desc="indexing", unit="img", disable=not show) as bar,
     ):
         rows = [np.zeros((0, 3), np.int32)]
-        for task_rows in pool.map(_read_task, tasks):
+        for task_rows in pool.map(read_task, tasks):
             rows.append(task_rows)
             bar.update(len(task_rows))
     return np.concatenate(rows)
-
-
-def _read_task(paths: Sequence[bytes]) -> npt.NDArray[np.int32]:
-    return np.array([read_header(path) for path in paths], np.int32)
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,8 @@ from dali_rsb.data.sampler import BatchLayout, EvalLayout
 from dali_rsb.data.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.parity.pillow import apply_operation, crop_resize_flip, eval_transform
 from dali_rsb.parity.report import Limits, Stage
-from pipelines import InputSpec
-from pipelines.decoding import INTERPOLATIONS, DecodeMode, decode, read_files
-from pipelines.inputs import external_inputs
+from pipelines.decoding import INTERPOLATIONS, DecodeMode, decode, read_images
+from pipelines.inputs import ImageSource, external_inputs, image_input
 from pipelines.randaugment import rand_augment, randaugment_inputs
 
 EXACT = Limits(largest=0)
@@ -50,9 +49,9 @@ PREFETCH = 2
 
 
 @pipeline_def
-def _decode_graph(device: str) -> DataNode:
-    path = external_inputs((InputSpec("path", types.UINT8, 1),))["path"]
-    return decode(read_files(path), device, hw_decoder_load=0.65)
+def _decode_graph(device: str, source: ImageSource) -> DataNode:
+    inputs = external_inputs((image_input(source),))
+    return decode(read_images(inputs), device, hw_decoder_load=0.65)
 
 
 @pipeline_def(enable_conditionals=True)
@@ -94,6 +93,7 @@ class Comparison:
             "num_threads": num_threads,
             "device": torch.device("cpu" if device_id is None else f"cuda:{device_id}"),
             "prefetch": PREFETCH,
+            "source": index.image_source,
         }
 
     def stages(self) -> Iterator[Stage]:
@@ -268,19 +268,24 @@ class Comparison:
         )
 
     def _label(self, image: int) -> str:
-        return str(self._index.path(image).relative_to(self._index.root))
+        return self._index.name(image).removeprefix(f"{self._index.root}/")
 
     def _pillow(self, image: int) -> Image.Image:
-        with Image.open(self._index.path(image)) as opened:
-            return opened.convert("RGB")
+        with self._index.open(image) as file:
+            return Image.open(file).convert("RGB")
 
     def _decoded(self, image: int) -> Image.Image:
         """What this device decodes."""
         self._decoder = self._decoder or _decode_graph(
-            self._device, batch_size=1, prefetch_queue_depth=1, **self._options
+            self._device,
+            self._index.image_source,
+            batch_size=1,
+            prefetch_queue_depth=1,
+            **self._options,
         )
         try:
-            (output,) = self._decoder.run(path=[self._bad_images.conversions.path_array(image)])
+            array = self._bad_images.conversions.image_array(image)
+            (output,) = self._decoder.run(**{self._index.image_source: [array]})
         except RuntimeError as error:
             self._decoder = None  # DALI drops a pipeline that failed
             self._bad_images.find(np.array([image]), error)  # raises unless Pillow converts it

@@ -1,0 +1,114 @@
+"""The command `python -m dali_rsb.pack SRC DST`: one dataset, a few large files.
+
+SRC is a folder of class folders, a list with `path<TAB>label` lines, or a folder of shards. DST
+gets tar shards that WebDataset's programs read too, in a random order, and an index by which
+`data.train=DST` and `DaliLoader(DST)` read them like the folder: same images, same order, same
+augmentation for one seed. An interrupted pack goes on when the command is given again.
+
+    python -m dali_rsb.pack SRC DST [--shard-size 1GB] [--max-side 400] [--quality 90]
+    python -m dali_rsb.pack --verify DST
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from dali_rsb.console import console_messages
+from dali_rsb.data.index import open_index
+from dali_rsb.data.packing import DEFAULT_QUALITY, PackOptions, PackReport, pack, verify
+from dali_rsb.errors import UserError, run_command
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m dali_rsb.pack",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, nargs="?", metavar="SRC")
+    parser.add_argument("target", type=Path, nargs="?", metavar="DST")
+    parser.add_argument("--verify", type=Path, metavar="DST", help="compare shards with checksums")
+    parser.add_argument("--shard-size", default="1GB", metavar="SIZE", help="default 1GB")
+    parser.add_argument("--seed", type=int, default=0, help="of the order in the shards")
+    parser.add_argument(
+        "--max-side",
+        type=int,
+        metavar="PX",
+        help="make images smaller whose longer side is above it; their pixels change",
+    )
+    parser.add_argument(
+        "--quality",
+        type=int,
+        metavar="Q",
+        help="encode every image as a JPEG of this quality; its pixels change (default: only those "
+        f"that --max-side makes smaller, with {DEFAULT_QUALITY})",
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="threads")
+    parser.add_argument("--index", type=Path, metavar="DIR", help="where to store SRC's index")
+    arguments = parser.parse_args()
+    if arguments.verify is not None:
+        num_shards = verify(arguments.verify)
+        print(f"{num_shards} shards in {arguments.verify} are as they were packed")
+        return
+    if arguments.target is None:
+        parser.error("give SRC and DST, or --verify DST")
+    options = PackOptions(
+        shard_bytes=_parse_size(arguments.shard_size),
+        seed=arguments.seed,
+        max_side=_in_range("--max-side", arguments.max_side, 8, 65_500),
+        quality=_in_range("--quality", arguments.quality, 1, 100),
+    )
+    if arguments.seed < 0:
+        raise UserError(f"--seed {arguments.seed} is negative: give 0 or more")
+    workers = _in_range("--workers", arguments.workers, 1, 1024)
+    with console_messages():
+        index = open_index(arguments.source, arguments.index)
+        try:
+            report = pack(index, arguments.target, options, workers)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on with the missing shards", file=sys.stderr)
+            sys.exit(130)
+    print(_describe(report, arguments.target))
+
+
+def _describe(report: PackReport, target: Path) -> str:
+    lines = [
+        f"{report.num_images:,} images in {report.num_shards} shards in {target}, "
+        f"{_megabytes(report.bytes_after)}"
+    ]
+    if report.num_reencoded:
+        lines += [
+            f"re-encoded {report.num_reencoded:,}: {_megabytes(report.bytes_before)} of images "
+            f"became {_megabytes(report.bytes_after)}",
+            "their pixels are not those of the originals: accuracy may change, and results cannot "
+            "be compared digit for digit with those of the originals",
+        ]
+    if report.num_undecodable:
+        lines.append(f"kept {report.num_undecodable:,} as they are, which Pillow cannot decode")
+    return "\n".join(lines)
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"
+
+
+def _parse_size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper())
+    if match is None or match[2] not in _UNITS or float(match[1]) == 0:
+        raise UserError(f"--shard-size {text} is no size: give bytes, or such as 500MB or 1GB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _in_range(name: str, value: int | None, least: int, most: int) -> int | None:
+    if value is not None and not least <= value <= most:
+        raise UserError(f"{name} {value} is out of range: give {least} to {most}")
+    return value
+
+
+if __name__ == "__main__":
+    run_command(main)
