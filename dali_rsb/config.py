@@ -95,6 +95,7 @@ class Loss(Section):
 
 class Optimizer(Section):
     name: Literal["lamb", "sgd", "adamw"] = "lamb"
+    backend: Literal["auto", "triton", "foreach", "apex"] = "auto"  # lamb; auto: what the GPU can
     batch_size: Positive = 2048  # global: samples of one update
     lr: Annotated[float, Field(gt=0)] = 5e-3  # peak
     weight_decay: NonNegative = 0.02
@@ -135,6 +136,7 @@ class Run(Section):
     log_every: Positive = 50  # updates between log lines
     checkpoint_every: Positive | None = None  # updates between checkpoints within an epoch
     max_steps: Positive | None = None  # stop after so many updates in all
+    max_skipped_steps: Positive = 20  # updates in a row with inf or NaN: more stop the run
 
 
 class Config(Section):
@@ -160,6 +162,10 @@ class Config(Section):
             raise ValueError("loss.target_threshold: only loss.name=bce has a threshold")
         if self.optimizer.nesterov and not self.optimizer.momentum:
             raise ValueError("optimizer.nesterov: needs optimizer.momentum above 0")
+        if self.optimizer.backend != "auto" and self.optimizer.name != "lamb":
+            raise ValueError(
+                "optimizer.backend: only optimizer.name=lamb has backends; leave it out"
+            )
         if self.schedule.warmup_epochs > self.schedule.epochs:
             raise ValueError("schedule.warmup_epochs: must not exceed schedule.epochs")
         if self.mixes and self.run.batch_per_device and self.run.batch_per_device % PAIR_BLOCK:

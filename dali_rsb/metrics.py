@@ -5,9 +5,10 @@ Readings are the only places where the host waits for the device.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,16 +22,21 @@ class Reading:
     """What happened in an interval.
 
     Attributes:
-        loss: mean over the updates and over all processes.
+        loss: mean over the updates that were not skipped and over all processes; NaN if all were.
         img_per_s: images of all processes.
         data_wait: percent of the time.
-        updates: how many.
+        updates: how many, skipped ones included.
+        skipped: updates skipped for inf or NaN in their gradients.
+        skipped_in_row: the last so many updates were skipped; may reach back further than the
+            interval.
     """
 
     loss: float
     img_per_s: float
     data_wait: float
     updates: int
+    skipped: int = 0
+    skipped_in_row: int = 0
 
 
 class Meter:
@@ -46,6 +52,8 @@ class Meter:
         self._images_per_update = images_per_update
         self._wait_timer = WaitTimer(processes.device)
         self._loss = torch.zeros((), device=processes.device)
+        self._skipped = torch.zeros((), device=processes.device)
+        self._skipped_in_row = torch.zeros((), device=processes.device)
         self._updates = 0
         self._start_s = time.perf_counter()
         self._epoch = _Totals()
@@ -60,9 +68,16 @@ class Meter:
                 return
             yield batch
 
-    def add(self, loss: Tensor) -> None:
-        """Count an update; `loss` stays on the device."""
-        self._loss += loss
+    def add(self, loss: Tensor, skipped: Tensor) -> None:
+        """Count an update; both scalars stay on the device.
+
+        Args:
+            loss: left out where the update was skipped: it may be inf or NaN itself.
+            skipped: 1 for a skipped update, else 0; the same in all processes.
+        """
+        self._loss += torch.where(skipped != 0, 0.0, loss)
+        self._skipped += skipped
+        self._skipped_in_row.add_(1).mul_(skipped)
         self._updates += 1
 
     def restart(self) -> None:
@@ -72,14 +87,17 @@ class Meter:
     def read(self) -> Reading:
         """The interval since the last reading (all processes must read); starts the next."""
         totals = _Totals(self._updates)
-        totals.loss = float(self._processes.sum(self._loss.double())) / self._processes.world_size
+        sums = torch.stack([self._loss, self._skipped, self._skipped_in_row]).double()
+        means = (self._processes.sum(sums) / self._processes.world_size).tolist()
+        totals.loss, totals.skipped, skipped_in_row = means[0], round(means[1]), round(means[2])
         totals.wait_s = self._wait_timer.read()
         now_s = time.perf_counter()
         totals.time_s, self._start_s = now_s - self._start_s, now_s
         self._loss.zero_()
+        self._skipped.zero_()
         self._updates = 0
         self._epoch.add(totals)
-        return totals.reading(self._images_per_update)
+        return replace(totals.reading(self._images_per_update), skipped_in_row=skipped_in_row)
 
     def read_epoch(self) -> Reading:
         """All intervals since the last call."""
@@ -90,22 +108,26 @@ class Meter:
 @dataclass
 class _Totals:
     updates: int = 0
+    skipped: int = 0
     loss: float = 0.0
     wait_s: float = 0.0
     time_s: float = 0.0
 
     def add(self, other: _Totals) -> None:
         self.updates += other.updates
+        self.skipped += other.skipped
         self.loss += other.loss
         self.wait_s += other.wait_s
         self.time_s += other.time_s
 
     def reading(self, images_per_update: int) -> Reading:
+        made = self.updates - self.skipped
         return Reading(
-            loss=self.loss / self.updates,
+            loss=self.loss / made if made else math.nan,
             img_per_s=self.updates * images_per_update / self.time_s,
             data_wait=100 * self.wait_s / self.time_s,
             updates=self.updates,
+            skipped=self.skipped,
         )
 
 

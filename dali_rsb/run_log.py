@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -20,7 +21,11 @@ logger = logging.getLogger("dali_rsb")
 
 @dataclass(frozen=True)
 class EpochRow:
-    """A row of metrics.csv. Accuracies and `data_wait` are in percent, None where not measured."""
+    """A row of metrics.csv. Accuracies and `data_wait` are in percent, None where not measured.
+
+    `skipped` counts the updates skipped for inf or NaN in their gradients; they are in `updates`,
+    and not in the loss.
+    """
 
     epoch: int
     updates: int
@@ -28,6 +33,7 @@ class EpochRow:
     lr: float
     img_per_s: float
     data_wait: float
+    skipped: int
     val_loss: float | None
     val_top1: float | None
     val_top5: float | None
@@ -82,7 +88,7 @@ class RunLog:
 
         Args:
             values: `epoch` and `update` (from 1), `num_epochs`, `num_updates`, `loss`, `lr`,
-                `img_per_s`, `data_wait` in percent.
+                `img_per_s`, `data_wait` in percent, `skipped` (updates) if there are any.
             left_s: estimate of the time to the end of the run, in seconds.
         """
         if self._folder is None:
@@ -93,6 +99,8 @@ class RunLog:
             f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
             f"{values['img_per_s']:,.0f} img/s  data wait {values['data_wait']:.1f} %  left {left}"
         )
+        if values.get("skipped"):
+            numbers += f"  skipped {values['skipped']:.0f}"
         if self._bar is not None:
             self._bar.set_postfix_str(numbers)
         self._say(
@@ -116,13 +124,14 @@ class RunLog:
             if values[name] is not None
         )
         logger.info(
-            "epoch %d/%d  train loss %.4f%s  %s img/s  data wait %.1f %%",
+            "epoch %d/%d  train loss %.4f%s  %s img/s  data wait %.1f %%%s",
             row.epoch,
             num_epochs,
             row.train_loss,
             accuracies,
             f"{row.img_per_s:,.0f}",
             row.data_wait,
+            f"  skipped {row.skipped}" if row.skipped else "",
         )
 
     def close_bar(self) -> None:
@@ -149,7 +158,8 @@ class RunLog:
     def _write_json(self, values: dict[str, Any]) -> None:
         assert self._folder is not None
         with (self._folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({**values, "unix_time_s": round(time.time(), 3)}) + "\n")
+            line = {**values, "unix_time_s": round(time.time(), 3)}
+            file.write(json.dumps({key: _json_value(value) for key, value in line.items()}) + "\n")
 
     def _start_csv(self, path: Path, first_epoch: int) -> None:
         """Write the header, and the rows of the epochs before `first_epoch` that exist already."""
@@ -165,3 +175,8 @@ class RunLog:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+
+
+def _json_value(value: Any) -> Any:
+    """JSON has no NaN: the loss where every update was skipped is null."""
+    return None if isinstance(value, float) and math.isnan(value) else value

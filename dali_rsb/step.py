@@ -16,12 +16,18 @@ from dali_rsb.checkpoint import load_into
 from dali_rsb.data.loader import Batch
 from dali_rsb.distributed import Processes
 from dali_rsb.kernels.mix import normalize_mix
-from dali_rsb.optim import ModelEma
+from dali_rsb.optim import Lamb, LossScaler, ModelEma
 from dali_rsb.precision import Precision
 
 
 class TrainStep:
     """Mix, forward, loss, backward, optimizer, EMA. Nothing here waits for the device.
+
+    An update whose gradients hold inf or NaN is skipped, in every precision and in all processes
+    alike: parameters, moments, step count and norm statistics stay as they were. It counts in
+    `updates_done`, which is the position in data and schedule, and the EMA moves on towards the
+    unchanged weights. Only an optimizer without a way to skip by itself (apex's FusedLAMB) costs a
+    synchronisation for this.
 
     Args:
         model: on its device; trained in place.
@@ -35,7 +41,13 @@ class TrainStep:
         clip_grad: limit of the gradients' norm, or None.
         compile: whether to compile the model.
         seed: of the model's own randomness (dropout, stochastic depth).
+
+    Attributes:
+        updates_done: how many updates were made, skipped ones included.
+        skipped: float32 scalar on the device: 1 if the last update was skipped, else 0.
     """
+
+    skipped: Tensor
 
     def __init__(
         self,
@@ -57,7 +69,7 @@ class TrainStep:
         self.criterion = criterion
         self.optimizer = optimizer
         self.ema = ema
-        self.scaler = precision.scaler()
+        self.scaler = LossScaler(processes.device, enabled=precision.dtype == torch.float16)
         self.updates_done = 0
         self._processes = processes
         self._precision = precision
@@ -66,6 +78,7 @@ class TrainStep:
         self._mean, self._std = mean, std
         self._clip_grad = clip_grad
         self._seed = seed
+        self._norm_statistics = _Rollback(model)
         if compile:
             model.compile()
         self._forward = self._distribute(model)
@@ -77,6 +90,7 @@ class TrainStep:
             float32 scalar on the device: the loss, mean over this process's samples.
         """
         self._seed_model_randomness()
+        self._norm_statistics.save()
         losses = torch.zeros((), device=self._processes.device)
         for micro_batch in range(self._accumulation):
             batch = next(batches)
@@ -84,16 +98,50 @@ class TrainStep:
                 loss = self._loss(batch) / self._accumulation
                 self.scaler.scale(loss).backward()
             losses += loss.detach()
-        if self._clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if self.ema is not None:
+            self.ema.hand_over(self.optimizer, self.updates_done + 1)
+        self.skipped = self._optimize()
+        self.scaler.update(self.skipped)
+        self._norm_statistics.restore_if(self.skipped)
         self.optimizer.zero_grad(set_to_none=True)
         self.updates_done += 1
         if self.ema is not None:
             self.ema.update(self.model, self.updates_done)
         return losses
+
+    @torch.no_grad()
+    def _optimize(self) -> Tensor:
+        """Clip and make the optimizer's step, or skip it; returns the flag for `skipped`."""
+        optimizer: Any = self.optimizer
+        scale, norm, found_inf = self.scaler.tensor, None, None
+        if self._clip_grad is not None:
+            norm = self._clip(self._clip_grad, scale)
+        if norm is None and not isinstance(optimizer, Lamb):  # which takes the norm itself
+            norm = nn.utils.get_total_norm(self._gradients())
+        if norm is not None:
+            found_inf = norm.isfinite().logical_not().float()
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.grad_scale, optimizer.found_inf = scale, found_inf
+            optimizer.step()
+            del optimizer.grad_scale, optimizer.found_inf
+        elif not found_inf:  # on a CPU this waits for nothing
+            if scale is not None:
+                torch._foreach_div_(self._gradients(), scale)
+            optimizer.step()
+        if found_inf is None or isinstance(optimizer, Lamb):
+            found_inf = optimizer.skipped
+        return found_inf
+
+    def _clip(self, limit: float, scale: Tensor | None) -> Tensor:
+        """Clip the norm of the unscaled gradients, which stay scaled; returns the norm before."""
+        norm = nn.utils.get_total_norm(self._gradients())
+        if scale is not None:
+            norm = norm / scale
+        nn.utils.clip_grads_with_norm_(self.model.parameters(), limit, norm)
+        return norm
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later run needs to go on with the same bits."""
@@ -152,3 +200,39 @@ class TrainStep:
         """Make dropout and stochastic depth, like the data, a function of seed and position."""
         entropy = (self._seed, self.updates_done, self._processes.rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+
+
+# The integer type as wide as a floating-point number of so many bytes.
+_BITS_DTYPE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class _Rollback:
+    """Brings a model's floating-point buffers (norm statistics) back, by a flag on the device.
+
+    A forward pass that overflows would otherwise leave NaN in them for good: the optimizer skips
+    the update, training goes on, and every evaluation is worthless.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self._saved = [torch.empty_like(buffer) for buffer in self._buffers]
+
+    @torch.no_grad()
+    def save(self) -> None:
+        if self._buffers:
+            torch._foreach_copy_(self._saved, self._buffers)
+
+    @torch.no_grad()
+    def restore_if(self, flag: Tensor) -> None:
+        """Restore what `save` saw if `flag`, a scalar, is 1; change nothing if it is 0."""
+        if not self._buffers:
+            return
+        # On the bits, as integers: as floats, 0 * NaN would be NaN.
+        buffers, saved = (
+            [tensor.view(_BITS_DTYPE[tensor.itemsize]) for tensor in tensors]
+            for tensors in (self._buffers, self._saved)
+        )
+        restore = flag.to(torch.int32)
+        torch._foreach_mul_(buffers, 1 - restore)
+        torch._foreach_mul_(saved, restore)
+        torch._foreach_add_(buffers, saved)

@@ -26,7 +26,7 @@ from dali_rsb.errors import UserError
 from dali_rsb.evaluation import Accuracy, evaluate
 from dali_rsb.losses import create_loss
 from dali_rsb.metrics import Meter
-from dali_rsb.optim import CosineSchedule, ModelEma, create_optimizer
+from dali_rsb.optim import CosineSchedule, ModelEma, create_optimizer, describe_backend
 from dali_rsb.precision import choose_precision
 from dali_rsb.run_log import EpochRow, RunLog
 from dali_rsb.step import TrainStep
@@ -99,6 +99,7 @@ class Trainer:
             eps=config.optimizer.eps,
             momentum=config.optimizer.momentum,
             nesterov=config.optimizer.nesterov,
+            backend=config.optimizer.backend,
         )
         ema = None
         if config.ema.decay is not None:
@@ -125,7 +126,8 @@ class Trainer:
             folder: the run folder, which exists; None on other ranks than the first.
 
         Raises:
-            UserError: the loss is no longer a finite number, or an image cannot be decoded.
+            UserError: the loss is no longer a finite number, too many updates in a row had inf or
+                NaN in their gradients, or an image cannot be decoded.
             Stopped: a signal asked to stop; the last checkpoint holds all that was done.
         """
         self.folder = folder
@@ -160,7 +162,7 @@ class Trainer:
         self.meter.restart()
         for update in range(first_update + 1, last_update + 1):
             self.schedule.step(self.step.updates_done)
-            self.meter.add(self.step.update(self.batches))
+            self.meter.add(self.step.update(self.batches), self.step.skipped)
             self.run_log.advance()
             if update % run.log_every == 0 or update == last_update:
                 self._report(epoch, update)
@@ -173,7 +175,9 @@ class Trainer:
     def _report(self, epoch: int, update: int) -> None:
         """Write the log line of the updates since the last one; waits for the device."""
         reading = self.meter.read()
-        if not math.isfinite(reading.loss):
+        if reading.skipped_in_row >= self.config.run.max_skipped_steps:
+            raise UserError(self._stuck(reading.skipped_in_row))
+        if not math.isfinite(reading.loss) and reading.skipped < reading.updates:
             raise UserError(self._diverged(reading.updates))
         spent_s = time.perf_counter() - self.start_s
         updates_left = self.last_update - self.step.updates_done
@@ -187,6 +191,7 @@ class Trainer:
                 "lr": self._lr,
                 "img_per_s": reading.img_per_s,
                 "data_wait": reading.data_wait,
+                **({"skipped": reading.skipped} if reading.skipped else {}),
             },
             left_s=spent_s * updates_left / (self.step.updates_done - self.start_updates),
         )
@@ -205,6 +210,7 @@ class Trainer:
             lr=self._lr,
             img_per_s=reading.img_per_s,
             data_wait=reading.data_wait,
+            skipped=reading.skipped,
             val_loss=val.loss if val else None,
             val_top1=val.top1 if val else None,
             val_top5=val.top5 if val else None,
@@ -297,12 +303,23 @@ class Trainer:
         raise Stopped(self.stop_request.signal or signal.SIGTERM)
 
     def _diverged(self, num_updates: int) -> str:
-        last = None if self.folder is None else self.folder / "last.pt"
-        kept = f"; the last good checkpoint is {last}" if last and last.exists() else ""
         return (
             f"the loss became inf or NaN within the {num_updates} updates before update "
-            f"{self.step.updates_done}; lower optimizer.lr or set optimizer.clip_grad{kept}"
+            f"{self.step.updates_done}; lower optimizer.lr or set optimizer.clip_grad"
+            f"{self._last_good_checkpoint()}"
         )
+
+    def _stuck(self, num_updates: int) -> str:
+        return (
+            f"the last {num_updates} updates before update {self.step.updates_done} had inf or NaN "
+            "in their gradients and were skipped; lower optimizer.lr, set optimizer.clip_grad, or "
+            f"raise run.max_skipped_steps={self.config.run.max_skipped_steps}"
+            f"{self._last_good_checkpoint()}"
+        )
+
+    def _last_good_checkpoint(self) -> str:
+        last = None if self.folder is None else self.folder / "last.pt"
+        return f"; the last good checkpoint is {last}" if last and last.exists() else ""
 
     @property
     def _lr(self) -> float:
@@ -325,6 +342,9 @@ class Trainer:
             layout.accumulation,
             self.updates_per_epoch,
         )
+        backend = describe_backend(self.step.optimizer)
+        if backend is not None:
+            logger.info(backend)
         if self.step.updates_done:
             epoch, update = divmod(self.step.updates_done, self.updates_per_epoch)
             logger.info("resuming at epoch %d, update %d", epoch + 1, update + 1)

@@ -1,5 +1,7 @@
 """What only a GPU can show: its graph against the CPU's, and a run in every precision."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,10 @@ from dali_rsb.data.randaugment import RandAugmentPolicy
 from dali_rsb.data.sampler import BatchLayout
 from dali_rsb.data.samples import TrainSamples, TrainTransform
 from dali_rsb.distributed import Processes
+from dali_rsb.kernels.bce import mixed_bce_plain
+from dali_rsb.kernels.mix import normalize_mix, normalize_mix_plain
+from dali_rsb.kernels.triton_support import triton_obstacle
+from dali_rsb.losses import MixedBinaryCrossEntropy
 from dali_rsb.trainer import Trainer
 from pipelines import train_pipeline
 
@@ -60,3 +66,146 @@ def test_a_run_in_every_precision(digits, tmp_path, amp):
     trainer.run(tmp_path)
     accuracy = torch.load(tmp_path / "best.pt", weights_only=True)["best_top1"]
     assert accuracy > 60
+
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture
+def waiting_is_an_error():
+    """A context in which whatever waits for the GPU raises an error."""
+
+    @contextlib.contextmanager
+    def strict():
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return strict
+
+
+def test_triton_can_be_used():
+    assert triton_obstacle() is None
+
+
+def random_images(*shape):
+    generator = torch.Generator("cuda").manual_seed(0)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda", generator=generator)
+
+
+def random_mixing(batch, height, width):
+    """Partner, lambda and box of each image: no box, all of the image, at a border, inside."""
+    rng = np.random.default_rng(0)
+    rows, columns = (np.sort(rng.integers(0, end + 1, (batch, 2))) for end in (height, width))
+    box = np.concatenate([rows, columns], 1)
+    box[0], box[1 % batch] = 0, (0, height, 0, width)
+    lam = rng.uniform(0, 1, batch)
+    lam[::3] = 1
+    lam[2 % batch] = 0
+    return (
+        torch.from_numpy(rng.permutation(batch)).cuda(),
+        torch.from_numpy(lam).float().cuda(),
+        torch.from_numpy(box).int().cuda(),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(12, 160, 160), (5, 61, 37), (9, 1, 1), (6, 5, 2), (4, 30, 44)])
+@pytest.mark.parametrize("offset", [0, 1, 8])
+def test_mix_kernel_equals_its_twin(dtype, shape, offset):
+    numel = int(np.prod(shape)) * 3
+    images = random_images(offset + numel)[offset:].view(*shape, 3)
+    constants = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), dtype
+    for mixing in ((), random_mixing(*shape)):
+        expected = normalize_mix_plain(images, *constants, *mixing)
+        got = normalize_mix(images, *constants, *mixing)
+        assert got.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(
+            got.double(), expected.double(), rtol=torch.finfo(dtype).eps, atol=2e-6
+        )
+
+
+def test_mix_kernel_beyond_two_to_the_31st_byte():
+    if torch.cuda.get_device_properties(0).total_memory < 10 * 2**30:
+        pytest.skip("needs 10 GiB")
+    batch = 2**31 // (512 * 512 * 3) + 2
+    images = random_images(batch, 512, 512, 3)
+    ends = torch.tensor([0, batch - 1], device="cuda")
+    partner, lam, box = random_mixing(batch, 512, 512)
+    partner[ends] = ends.flip(0)
+    got = normalize_mix(images, dtype=torch.float16, partner=partner, pixel_lam=lam, box=box)[ends]
+    mixing = {"partner": torch.tensor([1, 0], device="cuda"), "pixel_lam": lam[ends]}
+    expected = normalize_mix_plain(images[ends], dtype=torch.float16, box=box[ends], **mixing)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_classes", [1, 10, 1000, 21841])
+@pytest.mark.parametrize(("smoothing", "threshold"), [(0.1, None), (0.0, 0.2), (0.1, 0.2)])
+def test_bce_kernel_equals_its_twin(dtype, num_classes, smoothing, threshold):
+    generator = torch.Generator("cuda").manual_seed(0)
+    stored = torch.randn(64, num_classes + 1, device="cuda", generator=generator) * 4 - 4
+    labels = torch.randint(num_classes, (64,), device="cuda", generator=generator)
+    lam = torch.rand(64, device="cuda", generator=generator)
+    lam[:3] = torch.tensor([0.0, 0.2, 1.0])
+    loss_scale = 65536.0  # more than float16 holds
+
+    def loss_and_gradient(function):
+        logits = stored.to(dtype)[:, 1:].requires_grad_()  # rows at odd addresses
+        loss = function(logits, labels, labels.flip(0), lam)
+        (gradient,) = torch.autograd.grad(loss * loss_scale, logits)
+        return loss.detach(), gradient.double() * logits.numel() / loss_scale
+
+    def twin(*batch):
+        return mixed_bce_plain(*batch, smoothing, threshold)
+
+    loss, gradient = loss_and_gradient(MixedBinaryCrossEntropy(smoothing, threshold))
+    expected, expected_gradient = loss_and_gradient(twin)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(gradient, expected_gradient, rtol=2 * eps + 1e-5, atol=1e-6)
+
+
+def test_bce_targets_at_the_threshold_fall_on_the_twins_side():
+    lam = torch.linspace(0, 1, 4096, device="cuda")
+    labels = torch.zeros(4096, dtype=torch.int64, device="cuda")
+
+    def signs(function):
+        logits = torch.zeros(4096, 4, device="cuda", requires_grad=True)
+        function(logits, labels, labels + 1, lam).backward()
+        return logits.grad < 0
+
+    for index in (100, 1000, 2222, 4000):
+        threshold = (0.925 * lam + 0.025 * (1 - lam))[index].item()
+        expected = signs(lambda *batch, t=threshold: mixed_bce_plain(*batch, 0.1, t))
+        assert torch.equal(signs(MixedBinaryCrossEntropy(0.1, threshold)), expected)
+
+
+def test_mix_and_loss_wait_for_nothing_and_can_be_captured(waiting_is_an_error):
+    images, mixing = random_images(8, 32, 32, 3), random_mixing(8, 32, 32)
+    weight = torch.randn(3 * 32 * 32, 10, device="cuda", requires_grad=True)
+    labels = torch.arange(8, device="cuda")
+    criterion = MixedBinaryCrossEntropy(target_threshold=0.2)
+
+    def step():
+        inputs = normalize_mix(images, (0.5,) * 3, (0.2,) * 3, torch.float16, *mixing)
+        with torch.autocast("cuda", torch.float16):
+            loss = criterion(inputs.flatten(1) @ weight, labels, labels.flip(0), mixing[1])
+        return loss.detach(), *torch.autograd.grad(loss * 1024, weight)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()  # compiles
+    torch.cuda.current_stream().wait_stream(stream)
+    with waiting_is_an_error():
+        expected = step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    for got, wanted in zip(captured, expected, strict=True):
+        torch.testing.assert_close(got, wanted)

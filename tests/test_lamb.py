@@ -1,6 +1,7 @@
 """LAMB against timm's and against the formulas written out tensor by tensor."""
 
 import copy
+import math
 
 import pytest
 import timm.optim
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dali_rsb.kernels import lamb as twin
+from dali_rsb.models import create_model
 from dali_rsb.optim import Lamb
 
 # ResNet-like: together more than one CPU bucket; the last two are not decayed.
@@ -77,11 +80,41 @@ def reference_lamb_step(params, state, step, *, lr, decay_of, max_grad_norm=1.0)
         p.data = p.data - lr * trust * u
 
 
+@pytest.fixture(params=["flag on the host", "flag on the device"])
+def flag(request, monkeypatch):
+    """Runs a test twice: on the CPU the flag to skip is read, on a GPU never."""
+    if request.param == "flag on the device":
+        monkeypatch.setattr(twin, "_flag_is_at_hand", lambda *arguments: False)
+
+
 @pytest.mark.parametrize(
-    ("dtype", "tolerance", "num_steps"), [(torch.float32, 1e-5, 20), (torch.float64, 1e-10, 50)]
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=str
 )
+def test_fifty_steps_on_resnet18_equal_timm(dtype, tolerance):
+    torch.manual_seed(0)
+    model = create_model("resnet18").to(dtype, memory_format=torch.channels_last)
+    # Its last stage has three quarters of the weights, and shapes like the others'.
+    model.layer4 = nn.Identity()
+    other = copy.deepcopy(model)
+    optimizer = Lamb(timm.optim.param_groups_weight_decay(model, 0.02), lr=5e-3)
+    oracle = timm.optim.Lamb(timm.optim.param_groups_weight_decay(other, 0.02), lr=5e-3)
+    # Gradients that turn from step to step, of sizes from below eps to where the norm is clipped.
+    basis = [[torch.randn_like(p) * 1e-3 for p in model.parameters()] for _ in range(2)]
+    for step in range(50):
+        size = 10.0 ** (step % 5 - 3)
+        weights = size * math.cos(1.7 * step), size * math.sin(1.7 * step)
+        for p, q, a, b in zip(model.parameters(), other.parameters(), *basis, strict=True):
+            p.grad = torch.mul(a, weights[0]).add_(b, alpha=weights[1])
+            q.grad = p.grad.clone()
+        optimizer.step()
+        oracle.step()
+    assert_close(model.parameters(), other.parameters(), tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("grad_size", [1e-6, 1e-1], ids=["unclipped", "clipped"])
-def test_equals_timm(dtype, tolerance, num_steps, grad_size):
+def test_equals_timm(dtype, grad_size, flag):
+    tolerance, num_steps = {torch.float32: 1e-5, torch.float64: 1e-10}[dtype], 10
     ours, theirs = make_params(dtype), make_params(dtype)
     optimizer = Lamb(groups_of(ours), **OPTIONS)
     oracle = timm.optim.Lamb(groups_of(theirs), **OPTIONS)
@@ -112,7 +145,7 @@ def test_equals_timm(dtype, tolerance, num_steps, grad_size):
     ],
     ids=str,
 )
-def test_options_equal_timm(options):
+def test_options_equal_timm(options, flag):
     ours, theirs = make_params(torch.float64), make_params(torch.float64)
     optimizer = Lamb(groups_of(ours), **OPTIONS | options)
     oracle = timm.optim.Lamb(groups_of(theirs), **OPTIONS | options)
@@ -332,6 +365,52 @@ def test_half_precision_parameters_are_refused(dtype):
         Lamb([p]).step()
 
 
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_a_gradient_that_is_no_number_skips_the_step(bad, max_grad_norm, flag):
+    params = make_params()
+    optimizer = Lamb(groups_of(params), **OPTIONS, max_grad_norm=max_grad_norm)
+    set_grads(params, 0)
+    optimizer.step()
+    assert optimizer.skipped == 0
+    before = snapshot(optimizer, params)
+    set_grads(params, 1)
+    params[1].grad.view(-1)[3] = bad
+    optimizer.step()
+    assert optimizer.skipped == 1
+    for a, b in zip(before, snapshot(optimizer, params), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_empty_group():
+    params = make_params()
+    optimizer = Lamb([{"params": []}, {"params": params}], **OPTIONS)
+    set_grads(params, 0)
+    optimizer.step()
+    assert [float(group["step"]) for group in optimizer.param_groups] == [1.0, 1.0]
+    restored = Lamb([{"params": []}, {"params": make_params()}])
+    restored.load_state_dict(optimizer.state_dict())
+    assert restored.param_groups[0]["step"].device == params[0].device
+
+
+def test_a_state_of_apex_has_fewer_options():
+    params = make_params()
+    optimizer = Lamb(groups_of(params), **OPTIONS)
+    set_grads(params, 0)
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["param_groups"]:
+        del group["trust_clip"], group["always_adapt"]
+        group["step"] = 1
+    resumed_params = copy.deepcopy(params)
+    resumed = Lamb(groups_of(resumed_params))
+    resumed.load_state_dict(state)
+    for current, tensors in ((optimizer, params), (resumed, resumed_params)):
+        set_grads(tensors, 1)
+        current.step()
+    assert_close(resumed_params, params, 1e-6)
+
+
 # torch.amp.GradScaler
 
 
@@ -363,7 +442,7 @@ def test_scaled_step_equals_plain_step(scale, max_grad_norm, grad_averaging):
 @pytest.mark.parametrize("scale", [None, 65536.0])
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
 @pytest.mark.parametrize("steps_before", [0, 2])
-def test_overflow_changes_no_bit(steps_before, max_grad_norm, scale, eps):
+def test_overflow_changes_no_bit(steps_before, max_grad_norm, scale, eps, flag):
     params = make_params()
     optimizer = Lamb(
         groups_of(params), **OPTIONS, max_grad_norm=max_grad_norm, eps=eps, always_adapt=True
@@ -386,7 +465,7 @@ def test_overflow_changes_no_bit(steps_before, max_grad_norm, scale, eps):
         assert (tensor == 0).all()
 
 
-def test_training_goes_on_after_overflows_as_if_they_had_not_been():
+def test_training_goes_on_after_overflows_as_if_they_had_not_been(flag):
     params, plain = make_params(), make_params()
     optimizer, plain_optimizer = (
         Lamb(groups_of(params), **OPTIONS),
@@ -406,7 +485,7 @@ def test_training_goes_on_after_overflows_as_if_they_had_not_been():
     assert [float(group["step"]) for group in optimizer.param_groups] == [5.0, 5.0]
 
 
-def test_moment_of_negative_zero_survives_an_overflow():
+def test_moment_of_negative_zero_survives_an_overflow(flag):
     p = nn.Parameter(torch.ones(2, 2))
     optimizer = Lamb([p])
     p.grad = torch.zeros_like(p)
@@ -421,7 +500,7 @@ def test_moment_of_negative_zero_survives_an_overflow():
 
 
 @pytest.mark.parametrize("unscale_first", [False, True])
-def test_with_the_real_grad_scaler(unscale_first):
+def test_with_the_real_grad_scaler(unscale_first, flag):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     twin = copy.deepcopy(model)
@@ -463,7 +542,9 @@ def test_step_reads_nothing_back_from_a_gpu(amp, options):
             nn.Parameter(torch.empty(shape, device="cuda:0")) for shape in ((8, 4, 3, 3), (8,))
         ]
         optimizer = Lamb(
-            [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.0}], **options
+            [{"params": params[:1]}, {"params": params[1:], "weight_decay": 0.0}],
+            backend="foreach",
+            **options,
         )
         for _ in range(2):
             for p in params:
@@ -472,6 +553,7 @@ def test_step_reads_nothing_back_from_a_gpu(amp, options):
                 optimizer.grad_scale = torch.empty((), device="cuda:0")
                 optimizer.found_inf = torch.empty((), device="cuda:0")
             optimizer.step()
+        assert optimizer.skipped.device == torch.device("cuda:0")
         for group in optimizer.param_groups:
             assert group["step"].device == torch.device("cuda:0")
         with pytest.raises(Exception, match="_local_scalar_dense"):
@@ -480,6 +562,7 @@ def test_step_reads_nothing_back_from_a_gpu(amp, options):
 
 @pytest.mark.parametrize("amp", [False, True])
 def test_step_converts_no_tensor_to_a_number(monkeypatch, amp):
+    monkeypatch.setattr(twin, "_flag_is_at_hand", lambda *arguments: False)
     params = make_params()
     optimizer = Lamb(groups_of(params), **OPTIONS)
     set_grads(params, 0)

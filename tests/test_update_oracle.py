@@ -11,6 +11,7 @@ import timm.utils
 import torch
 from conftest import ROOT
 
+from benchmarks import optimizer as optimizer_benchmark
 from dali_rsb.config import load_config
 from dali_rsb.data.loader import Batch, Mixing
 from dali_rsb.distributed import Processes
@@ -104,3 +105,28 @@ def test_updates_equal_timms(digits, accumulation):
     theirs = ema.module.state_dict()
     for name, ours in step.ema.state_dict().items():
         torch.testing.assert_close(ours, theirs[name], atol=1e-5, rtol=1e-5)
+
+
+def test_the_benchmarks_contenders_do_the_same_work():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    for p in model.parameters():
+        p.grad = torch.randn_like(p) * optimizer_benchmark.GRADIENT_SIZE
+    other = optimizer_benchmark._copy(model)
+    assert all(
+        p.grad is q.grad for p, q in zip(model.parameters(), other.parameters(), strict=True)
+    )
+    gradients = [p.grad.clone() for p in model.parameters()]
+    updates = [
+        optimizer_benchmark._update(model, "foreach"),
+        optimizer_benchmark._timm_update(other),
+    ]
+    start = [p.detach().clone() for p in model.parameters()]
+    for update in updates * 3:
+        update()
+    for p, q, old, gradient in zip(
+        model.parameters(), other.parameters(), start, gradients, strict=True
+    ):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+        assert not torch.equal(p, old)
+        assert torch.equal(p.grad, gradient), "one contender leaves other gradients to the next"

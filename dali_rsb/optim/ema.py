@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dali_rsb.optim.lamb import Lamb
+
 Warmup = Literal["none", "timm", "tf"]
 
 
@@ -29,7 +31,9 @@ class ModelEma:
     Floating-point parameters and persistent buffers (batch-norm statistics) are averaged, integer
     buffers copied. `module` is the averaged copy of the unwrapped model, in evaluation mode and
     without gradients, in the model's memory format and on its device. `state_dict` and
-    `load_state_dict` use the plain module's names. `update` does not wait for the device.
+    `load_state_dict` use the plain module's names. `update` does not wait for the device. With
+    `hand_over` before the optimizer's step, an optimizer that can averages the parameters while it
+    has them at hand, and `update` does the rest.
 
     With `warmup`, t the number of the update (from 1) and s = t - 1, the decay is at most
 
@@ -60,6 +64,8 @@ class ModelEma:
         self._source_slots = _slots(self._source)
         self.module = copy.deepcopy(self._source).eval().requires_grad_(False)
         self._slots = _slots(self.module)
+        self._handed_over: set[Tensor] = set()
+        self._step_handed_over: int | None = None
         for tensor in _tensors(self._slots):
             if tensor.is_floating_point() and tensor.itemsize < 4:
                 raise ValueError(f"Cannot average {tensor.dtype} weights: keep them in float32")
@@ -75,22 +81,48 @@ class ModelEma:
             return min(self.decay, bound)
         return self.decay
 
+    def hand_over(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Let the optimizer's next step average the parameters that it can, as update `step`.
+
+        Then `optimizer.step()` and `update(model, step)` must follow.
+        """
+        if isinstance(optimizer, Lamb) and optimizer.backend == "triton":
+            averages = {
+                source: average
+                for average, source in zip(
+                    _tensors(self._slots), _tensors(self._source_slots), strict=True
+                )
+            }
+            self._handed_over = optimizer.fuse_averages(averages, 1 - self.decay_at(step))
+            self._step_handed_over = step
+
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move the average towards `model` (wrapped or not) after optimizer update `step`."""
+        """Move the average towards `model` (wrapped or not) after optimizer update `step`.
+
+        Raises:
+            RuntimeError: another step, or another model, than that of the `hand_over` before.
+        """
         source = unwrap_model(model)
+        handed_over, self._handed_over = self._handed_over, set()
+        if handed_over and (step != self._step_handed_over or source is not self._source):
+            raise RuntimeError(
+                f"update {step} after a hand_over for update {self._step_handed_over}, or of "
+                "another model"
+            )
         if source is not self._source:
             self._source = source
             self._source_slots = _slots(source)
         averages, values = _tensors(self._slots), _tensors(self._source_slots)
-        pairs = list(zip(averages, values, strict=True))
+        pairs = [pair for pair in zip(averages, values, strict=True) if pair[1] not in handed_over]
         averaged = [pair for pair in pairs if pair[0].is_floating_point()]
         copied = [pair for pair in pairs if not pair[0].is_floating_point()]
-        torch._foreach_lerp_(
-            [average for average, _ in averaged],
-            [value for _, value in averaged],
-            1 - self.decay_at(step),
-        )
+        if averaged:
+            torch._foreach_lerp_(
+                [average for average, _ in averaged],
+                [value for _, value in averaged],
+                1 - self.decay_at(step),
+            )
         if copied:
             torch._foreach_copy_([average for average, _ in copied], [value for _, value in copied])
 

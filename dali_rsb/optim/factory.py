@@ -1,17 +1,20 @@
-"""Optimizers by name."""
+"""Optimizers by name, and LAMB's backends."""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from dali_rsb.errors import UserError
 from dali_rsb.optim.groups import param_groups
-from dali_rsb.optim.lamb import Lamb
+from dali_rsb.optim.lamb import Lamb, kernel_obstacle
+
+Backend = Literal["auto", "triton", "foreach", "apex"]
 
 # Each optimizer and the options it has beside the learning rate and the weight decay.
 _OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], tuple[str, ...]]] = {
@@ -19,6 +22,15 @@ _OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], tuple[str, ...]]] = {
     "sgd": (torch.optim.SGD, ("momentum", "nesterov")),
     "adamw": (torch.optim.AdamW, ("betas", "eps")),
 }
+
+_FUSED_DEVICES = ("cuda",)  # where PyTorch's fused optimizers are taken
+_APEX_DEVICES = ("cuda",)
+
+_APEX_MEND = (
+    "build NVIDIA's from source: pip install -v --no-build-isolation --config-settings "
+    '"--build-option=--cpp_ext" --config-settings "--build-option=--cuda_ext" '
+    "git+https://github.com/NVIDIA/apex, or set optimizer.backend=auto"
+)
 
 
 def create_optimizer(
@@ -31,6 +43,7 @@ def create_optimizer(
     momentum: float | None = None,
     nesterov: bool | None = None,
     max_grad_norm: float | None = None,
+    backend: Backend = "auto",
 ) -> torch.optim.Optimizer:
     """Create `lamb`, `sgd` or `adamw` over the model's trainable parameters.
 
@@ -39,14 +52,24 @@ def create_optimizer(
     one configuration serves all three. `max_grad_norm` is the limit inside LAMB (`math.inf` turns
     it off); for the others the training loop clips.
 
+    `backend` is LAMB's: see `Lamb`, or "apex" for NVIDIA apex's FusedLAMB. That one is the same
+    arithmetic as timm's, with fewer options (`max_grad_norm` must be a number; no trust clip), it
+    leaves the update in `p.grad`, and it cannot skip a step itself: the training step reads from
+    the device, once an update, whether to. On a GPU SGD and AdamW take PyTorch's fused
+    implementation, which can.
+
     Raises:
-        UserError: unknown name.
+        UserError: unknown name, a backend of another optimizer, or one that cannot run here.
     """
     if name not in _OPTIMIZERS:
         nearest = difflib.get_close_matches(name, _OPTIMIZERS, n=1, cutoff=0.0)[0]
         choices = ", ".join(_OPTIMIZERS)
         raise UserError(
             f"unknown optimizer {name!r}, did you mean {nearest!r}? The choices are: {choices}"
+        )
+    if backend != "auto" and name != "lamb":
+        raise UserError(
+            f"optimizer.backend={backend} is for optimizer.name=lamb; set optimizer.backend=auto"
         )
     optimizer_class, option_names = _OPTIMIZERS[name]
     given = {
@@ -59,7 +82,92 @@ def create_optimizer(
     options: dict[str, Any] = {
         option: given[option] for option in option_names if given[option] is not None
     }
+    groups = param_groups(model, weight_decay)
+    options |= {"lr": lr, "weight_decay": 0.0}
+    if name != "lamb":
+        return _create_skipping(optimizer_class, groups, options)
+    parameters = [p for group in groups for p in group["params"]]
+    if backend == "apex":
+        return _create_apex(parameters, groups, options)
     if options.get("max_grad_norm") == math.inf:
         options["max_grad_norm"] = None
-    groups = param_groups(model, weight_decay)
-    return optimizer_class(groups, lr=lr, weight_decay=0.0, **options)  # type: ignore[call-arg]
+    if backend == "triton":
+        obstacle = kernel_obstacle(parameters)
+        if obstacle is not None:
+            raise UserError(
+                f"optimizer.backend=triton cannot run: {obstacle}; set optimizer.backend=auto"
+            )
+    return Lamb(groups, backend=backend, **options)
+
+
+def describe_backend(optimizer: torch.optim.Optimizer) -> str | None:
+    """What a LAMB runs on, and why not on Triton; None for other optimizers."""
+    if not isinstance(optimizer, Lamb):
+        is_apex = type(optimizer).__name__ == "FusedLAMB"
+        return "LAMB runs in apex's FusedLAMB (a synchronisation each update)" if is_apex else None
+    if optimizer.backend == "triton":
+        return "LAMB and the EMA of the parameters run in Triton kernels"
+    obstacle = kernel_obstacle(p for group in optimizer.param_groups for p in group["params"])
+    why = (
+        "as optimizer.backend asks" if obstacle is None else f"not in Triton kernels, as {obstacle}"
+    )
+    return f"LAMB runs on PyTorch's foreach operations ({why})"
+
+
+def _create_skipping(
+    optimizer_class: type[torch.optim.Optimizer],
+    groups: list[dict[str, Any]],
+    options: dict[str, Any],
+) -> torch.optim.Optimizer:
+    """SGD or AdamW; on a GPU fused, which takes a flag on the device to skip a step."""
+    parameters = [p for group in groups for p in group["params"]]
+    is_fused = all(p.device.type in _FUSED_DEVICES for p in parameters)
+    optimizer = optimizer_class(groups, fused=is_fused or None, **options)  # type: ignore[call-arg]
+    if is_fused and options.get("momentum"):
+        # Else a skipped first step leaves these uninitialised; from zeros it is the same start.
+        for p in parameters:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    optimizer.register_load_state_dict_post_hook(_restore_implementation)
+    return optimizer
+
+
+def _restore_implementation(optimizer: torch.optim.Optimizer) -> None:
+    """A state saved on another device brings along that device's implementation: undo it."""
+    for group in optimizer.param_groups:
+        group["fused"], group["foreach"] = optimizer.defaults["fused"], None
+        for p in group["params"]:
+            step = optimizer.state[p].get("step")
+            if step is not None and group["fused"]:
+                optimizer.state[p]["step"] = step.to(p.device, torch.float32)
+
+
+def _create_apex(
+    parameters: list[nn.Parameter], groups: list[dict[str, Any]], options: dict[str, Any]
+) -> torch.optim.Optimizer:
+    try:
+        from apex.optimizers import FusedLAMB
+    except ImportError as error:
+        if importlib.util.find_spec("apex") is None:
+            raise UserError(f"optimizer.backend=apex needs NVIDIA apex; {_APEX_MEND}") from error
+        raise UserError(
+            "optimizer.backend=apex: the package `apex` that is installed has no apex.optimizers; "
+            "the package index's apex is another project: pip uninstall apex, then "
+            f"{_APEX_MEND}"
+        ) from error
+    if any(p.device.type not in _APEX_DEVICES for p in parameters):
+        raise UserError("optimizer.backend=apex needs a GPU; set optimizer.backend=auto")
+    try:
+        optimizer: torch.optim.Optimizer = FusedLAMB(groups, **options)
+    except RuntimeError as error:
+        raise UserError(
+            f"optimizer.backend=apex: apex was built without its kernels ({error}); {_APEX_MEND}"
+        ) from error
+    optimizer.register_load_state_dict_post_hook(_count_in_integers)
+    return optimizer
+
+
+def _count_in_integers(optimizer: torch.optim.Optimizer) -> None:
+    """Apex counts a group's steps in an int, timm and `Lamb` in a tensor."""
+    for group in optimizer.param_groups:
+        if "step" in group:
+            group["step"] = int(group["step"])

@@ -1,36 +1,38 @@
-"""LAMB (You et al. 2020, arXiv 1904.00962) on lists of tensors, never waiting for the device."""
+"""LAMB (You et al. 2020, arXiv 1904.00962), never waiting for the device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch._prims_common import is_non_overlapping_and_dense
 
-# The integer type as wide as a gradient of each supported dtype.
-_BITS_DTYPE = {torch.float32: torch.int32, torch.float64: torch.int64}
+from dali_rsb.kernels.lamb import SUPPORTED_DTYPES, buckets_of, foreach_lamb
+from dali_rsb.kernels.triton_support import triton_obstacle
 
-# The CPU has no multi-tensor kernels; there it pays to finish one part of the parameters while it
-# is in the cache. A ResNet-50 step on one core: 96 ms, with whole lists 171 ms, timm's 132 ms.
-_CPU_BUCKET_ELEMENTS = 2**19
+if TYPE_CHECKING:
+    from dali_rsb.kernels.lamb_triton import LambKernels
+
+LambBackend = Literal["auto", "triton", "foreach"]
+
+_TRITON_DEVICES = ("cuda",)
 
 
-@dataclass
-class _Bucket:
-    """Parameters of one group on one device in one dtype, with their gradients and moments."""
-
-    device: torch.device
-    dtype: torch.dtype
-    num_elements: int = 0
-    params: list[Tensor] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)
-    exp_avgs: list[Tensor] = field(default_factory=list)
-    exp_avg_sqs: list[Tensor] = field(default_factory=list)
-
-    def has_room(self, p: Tensor) -> bool:
-        return self.device.type != "cpu" or self.num_elements + p.numel() <= _CPU_BUCKET_ELEMENTS
+def kernel_obstacle(params: Iterable[Tensor]) -> str | None:
+    """Why the Triton kernels cannot update these parameters; None where they can."""
+    params = list(params)
+    if any(p.device.type not in _TRITON_DEVICES for p in params):
+        return "the parameters are not on a GPU"
+    if len({p.device for p in params}) > 1:
+        return "the parameters are on several devices"
+    if any(p.dtype != torch.float32 for p in params):
+        return "the parameters are not float32"
+    if not all(is_non_overlapping_and_dense(p) for p in params):
+        return "a parameter is a view with gaps"
+    return triton_obstacle()
 
 
 class Lamb(torch.optim.Optimizer):
@@ -50,20 +52,44 @@ class Lamb(torch.optim.Optimizer):
     given to the constructor holds for all groups.
 
     Parameters are float32 or float64, in any memory format, on one or more devices; for half
-    precision train under autocast. `step` never waits for the device. It overwrites `p.grad` with
-    the unscaled and clipped gradient. The learning rate is read from `group["lr"]` at each step.
-    The state (`exp_avg`, `exp_avg_sq`, and `group["step"]`, a 0-dim float32 tensor on the device of
+    precision train under autocast. The learning rate is read from `group["lr"]` at each step. The
+    state (`exp_avg`, `exp_avg_sq`, and `group["step"]`, a 0-dim float32 tensor on the device of
     the group's first parameter) is interchangeable with timm's through `state_dict`.
 
-    `torch.amp.GradScaler.step` hands over the loss scale and the overflow flag as tensors
-    (`grad_scale`, `found_inf`). A step with an overflow leaves parameters, moments and step count
-    as they were and zeros in `p.grad`.
+    `step` never waits for a GPU. Where N is inf or NaN it leaves parameters, moments and step
+    counts as they were, and `skipped` is 1 (timm's would fill all with NaN). What it leaves in
+    `p.grad` is not specified. `torch.amp.GradScaler.step` hands over the loss scale and the
+    overflow flag as tensors (`grad_scale`, `found_inf`): then N is the norm of the unscaled
+    gradients.
+
+    Backends: "triton" makes a step in five launches and can average the parameters in the same
+    pass (`ModelEma.hand_over`), for float32 parameters on one GPU; "foreach" uses PyTorch's
+    operations on lists and works everywhere; "auto" takes the former where it can. They agree up
+    to rounding.
+
+    Capturing a step in a CUDA graph ("triton"): make one step before, and call `upload` before
+    each replay, so that the graph sees the learning rate.
+
+    Attributes:
+        skipped: 0-dim float32 on the device: 1 if the last step was skipped, else 0.
 
     Raises:
         ValueError: a hyper-parameter out of range, half-precision parameters, or a loaded state of
-            a LAMB variant that this class does not have.
+            a LAMB variant that this class does not have; or
+            backend="triton" for parameters that it cannot update.
         RuntimeError: sparse gradients.
     """
+
+    skipped: Tensor
+    # For the time of a step; without a value, as GradScaler asks whether they are there.
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+    # Here, so that copies made by `copy` and `pickle` have them too.
+    _backend: LambBackend = "auto"
+    _chosen: Literal["triton", "foreach"] | None = None
+    _kernels: LambKernels | None = None
+    _averages: Mapping[Tensor, Tensor] | None = None
+    _average_weight = 0.0
 
     _step_supports_amp_scaling = True  # torch.amp.GradScaler looks for this attribute
 
@@ -80,6 +106,7 @@ class Lamb(torch.optim.Optimizer):
         max_grad_norm: float | None = 1.0,
         trust_clip: bool = False,
         always_adapt: bool = False,
+        backend: LambBackend = "auto",
     ) -> None:
         for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
             if value < 0:
@@ -99,19 +126,37 @@ class Lamb(torch.optim.Optimizer):
             "trust_clip": trust_clip,
             "always_adapt": always_adapt,
         }
+        self._backend = backend
         super().__init__(params, defaults)
+
+    @property
+    def backend(self) -> Literal["triton", "foreach"]:
+        """What `step` uses."""
+        if self._chosen is None:
+            obstacle = kernel_obstacle(self._all_params())
+            if self._backend == "triton" and obstacle is not None:
+                raise ValueError(f"Lamb cannot use backend='triton': {obstacle}")
+            self._chosen = "foreach" if self._backend == "foreach" or obstacle else "triton"
+        return self._chosen
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self._chosen, self._kernels = None, None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._chosen, self._kernels = None, None
+        device = self._device
         for group in self.param_groups:
+            for name in ("trust_clip", "always_adapt"):  # which apex has not
+                group.setdefault(name, self.defaults[name])
             for variant in ("caution", "decoupled_decay"):
                 if group.get(variant):
                     raise ValueError(f"Cannot load the state of a LAMB with {variant}=True")
             if "step" in group:
                 # timm keeps the step on the CPU, apex as an int.
-                group["step"] = torch.as_tensor(
-                    group["step"], dtype=torch.float32, device=group["params"][0].device
-                )
+                device = group["params"][0].device if group["params"] else device
+                group["step"] = torch.as_tensor(group["step"], dtype=torch.float32, device=device)
         for p, moments in self.state.items():
             for name, moment in moments.items():
                 # A checkpoint from another memory format would keep foreach off its fast path.
@@ -131,172 +176,165 @@ class Lamb(torch.optim.Optimizer):
 
         # GradScaler sets these for the time of its call. `grad_scale` is None after an explicit
         # `unscale_`; `found_inf` is the int 0 where there was no gradient to check.
-        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
+        grad_scale = getattr(self, "grad_scale", None)
         found_inf = getattr(self, "found_inf", None)
-        skip = found_inf != 0 if isinstance(found_inf, Tensor) else None
-
-        buckets_of_group = [self._collect(group) for group in self.param_groups]
-        divisor = _gradient_divisor(
-            [bucket for buckets in buckets_of_group for bucket in buckets],
-            self.defaults["max_grad_norm"],
-            grad_scale,
-        )
-        for group, buckets in zip(self.param_groups, buckets_of_group, strict=True):
-            _count_step(group, skip)
-            for bucket in buckets:
-                bucket_skip = None if skip is None else _on(bucket.device, skip)
-                _scale_gradients(bucket, divisor, bucket_skip)
-                _update_moments(bucket, group, bucket_skip)
-                _update_params(bucket, group, bucket_skip)
+        if not isinstance(found_inf, Tensor):
+            found_inf = None
+        self._start_counts()
+        if self._kernels is not None and self._kernels.device != self._device:
+            self._chosen, self._kernels = None, None  # the model was moved
+        if self.backend == "triton":
+            self._step_triton(grad_scale, found_inf)
+        else:
+            self._step_foreach(grad_scale, found_inf)
+        self._averages = None
         return loss
 
-    def _collect(self, group: dict[str, Any]) -> list[_Bucket]:
-        buckets: list[_Bucket] = []
-        open_buckets: dict[tuple[torch.device, torch.dtype], _Bucket] = {}
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            if p.grad.is_sparse:
-                raise RuntimeError("Lamb does not support sparse gradients")
-            if p.dtype not in _BITS_DTYPE:
+    def fuse_averages(self, averages: Mapping[Tensor, Tensor], weight: float) -> set[Tensor]:
+        """Let the next `step` also move `average` by `weight` towards the updated parameter.
+
+        Args:
+            averages: the average of each parameter, itself a tensor like it.
+            weight: 1 - decay.
+
+        Returns:
+            The parameters whose average the next step will update, whether or not it skips.
+        """
+        if self.backend != "triton":
+            return set()
+        params = set(self._all_params())
+        self._averages = {
+            p: average
+            for p, average in averages.items()
+            if p in params
+            and average.dtype == p.dtype
+            and average.device == p.device
+            and _same_order(average, p)
+        }
+        self._average_weight = weight
+        return set(self._averages)
+
+    def upload(self) -> None:
+        """Bring learning rates, betas and such to the device; `step` does, but not in a capture."""
+        if self._kernels is None:
+            return
+        values = []
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            values.append(
+                [
+                    0.0 if isinstance(group["lr"], Tensor) else group["lr"],
+                    math.log(beta1) if beta1 else -math.inf,
+                    math.log(beta2) if beta2 else -math.inf,
+                    beta1,
+                    beta2,
+                    1 - beta1 if group["grad_averaging"] else 1.0,
+                    group["eps"],
+                    group["weight_decay"],
+                    group["bias_correction"],
+                    group["weight_decay"] != 0 or group["always_adapt"],
+                    group["trust_clip"],
+                ]
+            )
+        self._kernels.set_hyper(values, self._average_weight)
+
+    def _step_foreach(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        entries = [
+            [(p, p.grad, *self._moments(p, p.grad)) for p in group["params"] if p.grad is not None]
+            for group in self.param_groups
+        ]
+        self.skipped = foreach_lamb(
+            self.param_groups,
+            [buckets_of(group_entries) for group_entries in entries],
+            self.defaults["max_grad_norm"],
+            grad_scale,
+            found_inf,
+        )
+
+    def _step_triton(self, grad_scale: Tensor | None, found_inf: Tensor | None) -> None:
+        kernels = self._triton_kernels()
+        device = self._device
+        if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+            self.upload()
+        for number, group in enumerate(self.param_groups):
+            if isinstance(group["lr"], Tensor):
+                kernels.set_lr(number, group["lr"])
+        grads: list[Tensor | None] = []
+        exp_avgs: list[Tensor | None] = []
+        exp_avg_sqs: list[Tensor | None] = []
+        for p in kernels.params:
+            grad = p.grad
+            exp_avg, exp_avg_sq = None, None
+            if grad is not None:
+                exp_avg, exp_avg_sq = self._moments(p, grad)
+                if not _same_order(grad, p):
+                    grad = torch.empty_like(p).copy_(grad)
+            grads.append(grad)
+            exp_avgs.append(exp_avg)
+            exp_avg_sqs.append(exp_avg_sq)
+        averages = None
+        if self._averages is not None:
+            averages = [self._averages.get(p) for p in kernels.params]
+        kernels.step(
+            grads,
+            exp_avgs,
+            exp_avg_sqs,
+            averages,
+            self.defaults["max_grad_norm"],
+            _scalar_on(device, grad_scale),
+            _scalar_on(device, found_inf),
+        )
+        self.skipped = kernels.skipped
+
+    def _triton_kernels(self) -> LambKernels:
+        if self._kernels is None:
+            from dali_rsb.kernels.lamb_triton import LambKernels
+
+            group_of = [
+                number for number, group in enumerate(self.param_groups) for _ in group["params"]
+            ]
+            steps = [group["step"] for group in self.param_groups]
+            self._kernels = LambKernels(self._all_params(), group_of, steps)
+        return self._kernels
+
+    def _moments(self, p: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Both moments of a parameter, zeros at its first gradient."""
+        if grad.is_sparse:
+            raise RuntimeError("Lamb does not support sparse gradients")
+        state = self.state[p]
+        if not state:
+            if p.dtype not in SUPPORTED_DTYPES:
                 raise ValueError(
                     f"Lamb does not support {p.dtype} parameters: keep them in float32 and "
                     "train under autocast"
                 )
-            state = self.state[p]
-            if not state:
-                state["exp_avg"] = torch.zeros_like(p)
-                state["exp_avg_sq"] = torch.zeros_like(p)
-            bucket = open_buckets.get((p.device, p.dtype))
-            if bucket is None or not bucket.has_room(p):
-                bucket = _Bucket(p.device, p.dtype)
-                buckets.append(bucket)
-                open_buckets[p.device, p.dtype] = bucket
-            bucket.num_elements += p.numel()
-            bucket.params.append(p)
-            bucket.grads.append(p.grad)
-            bucket.exp_avgs.append(state["exp_avg"])
-            bucket.exp_avg_sqs.append(state["exp_avg_sq"])
-        return buckets
+            state["exp_avg"] = torch.zeros_like(p)
+            state["exp_avg_sq"] = torch.zeros_like(p)
+        return state["exp_avg"], state["exp_avg_sq"]
+
+    def _start_counts(self) -> None:
+        for group in self.param_groups:
+            if "step" not in group:
+                device = group["params"][0].device if group["params"] else self._device
+                group["step"] = torch.zeros((), dtype=torch.float32, device=device)
+
+    def _all_params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    @property
+    def _device(self) -> torch.device:
+        params = next(group["params"] for group in self.param_groups if group["params"])
+        device: torch.device = params[0].device
+        return device
 
 
-# The scalars of a step are 0-dim tensors, in float64 because 1 - 0.999^t taken in float32 is off
-# by 3e-5 at t = 1. `skip` is a 0-dim bool tensor: each function runs its ordinary operations, on
-# operands for which they change nothing where it is true.
+def _same_order(a: Tensor, b: Tensor) -> bool:
+    """Do the elements of two tensors of one shape lie in the same order, without gaps in `b`?"""
+    if a.stride() == b.stride():
+        return True
+    strides = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return all(size == 1 or ours == theirs for size, ours, theirs in strides)
 
 
-def _on(device: torch.device, scalar: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    return scalar.to(device=device, dtype=dtype, non_blocking=True)
-
-
-def _gradient_divisor(
-    buckets: list[_Bucket], max_grad_norm: float | None, grad_scale: Tensor | None
-) -> Tensor | None:
-    """What to divide every gradient by to unscale it and clip the global norm; None for 1."""
-    if max_grad_norm is None or not buckets:
-        return grad_scale
-    device = buckets[0].device
-    norms = [
-        torch.linalg.vector_norm(torch.stack(torch._foreach_norm(bucket.grads)))
-        for bucket in buckets
-    ]
-    norm = torch.linalg.vector_norm(torch.stack([_on(device, n, torch.float64) for n in norms]))
-    if grad_scale is None:
-        return (norm / max_grad_norm).clamp_(min=1.0)
-    # scale * max(norm / scale / max_grad_norm, 1), as the norm still contains the scale.
-    return torch.maximum(norm / max_grad_norm, _on(device, grad_scale, torch.float64))
-
-
-def _count_step(group: dict[str, Any], skip: Tensor | None) -> None:
-    if "step" not in group:
-        device = group["params"][0].device
-        group["step"] = torch.zeros((), dtype=torch.float32, device=device)
-    step = group["step"]
-    step.add_(1 if skip is None else _on(step.device, skip.logical_not()))
-
-
-def _scale_gradients(bucket: _Bucket, divisor: Tensor | None, skip: Tensor | None) -> None:
-    """Divide the gradients in place. On a skipped step make them zero, inf and NaN included."""
-    if divisor is not None:
-        divisor = _on(bucket.device, divisor, bucket.dtype)
-    if skip is not None:
-        # Multiplying the bits as integers: as floats, 0 * inf would be NaN.
-        bits_dtype = _BITS_DTYPE[bucket.dtype]
-        bits = [grad.view(bits_dtype) for grad in bucket.grads]
-        torch._foreach_mul_(bits, skip.logical_not().to(bits_dtype))
-        if divisor is not None:
-            # -0.0 is the zero that changes no bit of what it is added to, -0.0 included.
-            divisor = divisor.masked_fill(skip, -1.0)
-    if divisor is not None:
-        torch._foreach_div_(bucket.grads, divisor)
-
-
-def _update_moments(bucket: _Bucket, group: dict[str, Any], skip: Tensor | None) -> None:
-    beta1, beta2 = group["betas"]
-    if skip is None and group["grad_averaging"]:
-        torch._foreach_lerp_(bucket.exp_avgs, bucket.grads, 1 - beta1)  # one pass fewer
-    else:
-        grad_weight = 1 - beta1 if group["grad_averaging"] else 1.0
-        torch._foreach_mul_(bucket.exp_avgs, _decay(bucket, beta1, skip))
-        torch._foreach_add_(bucket.exp_avgs, bucket.grads, alpha=grad_weight)
-    torch._foreach_mul_(bucket.exp_avg_sqs, _decay(bucket, beta2, skip))
-    torch._foreach_addcmul_(bucket.exp_avg_sqs, bucket.grads, bucket.grads, value=1 - beta2)
-
-
-def _decay(bucket: _Bucket, beta: float, skip: Tensor | None) -> float | Tensor:
-    if skip is None:
-        return beta
-    decay = torch.full((), beta, dtype=bucket.dtype, device=bucket.device)
-    return decay.masked_fill_(skip, 1.0)
-
-
-def _update_params(bucket: _Bucket, group: dict[str, Any], skip: Tensor | None) -> None:
-    # With c1 = 1 - beta1^t, c2 = 1 - beta2^t and scale = sqrt(c2) / c1 the update is scale times
-    # m / (sqrt(v) + eps * sqrt(c2)) + weight_decay / scale * p: the bias correction then costs no
-    # pass over the tensors. The lists below hold the update without that factor.
-    root_c2, scale = _bias_correction(bucket, group)
-    step_size = -group["lr"] * scale
-    eps = group["eps"] * root_c2
-    if skip is not None:
-        step_size.masked_fill_(skip, 0.0)
-        eps.masked_fill_(skip, torch.inf)  # keeps 0 / 0 away where group["eps"] is 0
-
-    denominators = torch._foreach_sqrt(bucket.exp_avg_sqs)
-    # Without `alpha` the overload for numbers is taken, and it reads the tensor on the host.
-    torch._foreach_add_(denominators, eps.to(bucket.dtype), alpha=1)
-    if group["weight_decay"] != 0:
-        decay = (group["weight_decay"] / scale).to(bucket.dtype)
-        updates = list(torch._foreach_mul(bucket.params, decay))
-        torch._foreach_addcdiv_(updates, bucket.exp_avgs, denominators)
-    else:
-        updates = list(torch._foreach_div(bucket.exp_avgs, denominators))
-
-    if group["weight_decay"] != 0 or group["always_adapt"]:
-        step_sizes = _trust_ratios(bucket.params, updates, scale, group["trust_clip"]) * step_size
-        torch._foreach_addcmul_(bucket.params, updates, step_sizes.to(bucket.dtype).unbind())
-    else:
-        torch._foreach_mul_(updates, step_size.to(bucket.dtype))
-        torch._foreach_add_(bucket.params, updates)
-
-
-def _bias_correction(bucket: _Bucket, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """sqrt(1 - beta2^t) and its quotient by 1 - beta1^t, as float64 scalars."""
-    if not group["bias_correction"]:
-        one = torch.ones((), dtype=torch.float64, device=bucket.device)
-        return one, one
-    beta1, beta2 = group["betas"]
-    # t is 0 where the very first step overflows; what comes out of it is then not used.
-    t = _on(bucket.device, group["step"], torch.float64).clamp(min=1)
-    root_c2 = (1 - beta2**t).sqrt()
-    return root_c2, root_c2 / (1 - beta1**t)
-
-
-def _trust_ratios(
-    params: list[Tensor], updates: list[Tensor], scale: Tensor, trust_clip: bool
-) -> Tensor:
-    """||p|| / ||scale * update|| for each pair, 1 where either norm is 0."""
-    param_norms = torch.stack(torch._foreach_norm(params))
-    update_norms = torch.stack(torch._foreach_norm(updates)) * scale
-    ratios = param_norms / update_norms
-    ratios.masked_fill_(~((param_norms > 0) & (update_norms > 0)), 1.0)
-    return ratios.clamp_(max=1.0) if trust_clip else ratios
+def _scalar_on(device: torch.device, scalar: Tensor | None) -> Tensor | None:
+    return None if scalar is None else scalar.to(device, torch.float32, non_blocking=True)
