@@ -13,7 +13,6 @@ from torch import nn
 from dali_rsb import config as cfg
 from dali_rsb.checkpoint import load_into, load_weights
 from dali_rsb.data.bad_images import BadImages
-from dali_rsb.data.cpus import threads_per_process
 from dali_rsb.data.crops import EvalGeometry
 from dali_rsb.data.digits import write_digits
 from dali_rsb.data.graphs import eval_graph, train_graph
@@ -26,6 +25,8 @@ from dali_rsb.data.samples import EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.distributed import Processes
 from dali_rsb.errors import UserError
 from dali_rsb.models import create_model
+from dali_rsb.tuned import default_settings, loader_settings
+from pipelines.decoding import DecodeMode
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,15 @@ def open_datasets(config: cfg.Config, processes: Processes) -> Datasets:
     check_same_classes(train, val)
     check_num_classes(train, config.model.num_classes)
     return Datasets(train, val)
+
+
+def open_training(config: cfg.Config) -> DatasetIndex:
+    """Open the training folder alone.
+
+    Raises:
+        UserError: the folder is missing, empty or not in ImageNet's layout.
+    """
+    return open_index(_folder(config.data, "train"), config.data.index)
 
 
 def open_validation(config: cfg.Config) -> DatasetIndex:
@@ -106,6 +116,12 @@ def device_batch(config: cfg.Config, processes: Processes) -> int:
     )
 
 
+def decodes_once_for_all_copies(config: cfg.Config, processes: Processes) -> bool:
+    """Whether copies of an image meet in one batch, so that `data.decode` has no say."""
+    augment = config.augment
+    return augment.repeats > 1 and (augment.copies == "together" or processes.world_size == 1)
+
+
 def train_samples(
     config: cfg.Config, index: DatasetIndex, processes: Processes, batch_per_device: int
 ) -> TrainSamples:
@@ -116,8 +132,9 @@ def train_samples(
     """
     augment, mixing = config.augment, config.mixing
     policy = None if augment.randaugment is None else RandAugmentPolicy.parse(augment.randaugment)
-    copies_meet = augment.copies == "together" or processes.world_size == 1
-    decode_mode = "shared" if augment.repeats > 1 and copies_meet else config.data.decode
+    decode_mode: DecodeMode = "shared"
+    if not decodes_once_for_all_copies(config, processes):
+        decode_mode = loader_settings(config, index, processes, batch_per_device).decode
     samples = TrainSamples(
         index=index,
         layout=BatchLayout(
@@ -159,20 +176,29 @@ def train_samples(
     return samples
 
 
-def train_loader(config: cfg.Config, samples: TrainSamples, processes: Processes) -> Loader:
-    """The training graph and its loader."""
+def train_loader(
+    config: cfg.Config,
+    samples: TrainSamples,
+    processes: Processes,
+    bad_images: BadImages | None = None,
+) -> Loader:
+    """The training graph and its loader; give `bad_images` where several loaders share them."""
+    batch = samples.layout.batch_per_device
+    settings = loader_settings(config, samples.index, processes, batch)
     build = train_graph(
         samples.transform,
-        batch_size=samples.layout.batch_per_device,
-        num_threads=_threads(config, processes),
+        batch_size=batch,
+        num_threads=settings.threads,
         device=processes.device,
-        prefetch=config.data.prefetch,
+        prefetch=settings.prefetch,
         fill=fill_color(config.data.mean),
         source=samples.index.image_source,
-        hw_decoder_load=config.data.hw_decoder_load,
+        hw_decoder_load=settings.hw_decoder_load,
     )
-    bad_images = BadImages(samples.index, config.data.on_bad_image, config.data.max_bad_fraction)
-    return Loader(samples, build, processes.device, config.data.prefetch, bad_images)
+    if bad_images is None:
+        data = config.data
+        bad_images = BadImages(samples.index, data.on_bad_image, data.max_bad_fraction)
+    return Loader(samples, build, processes.device, settings.prefetch, bad_images)
 
 
 def eval_loader(
@@ -181,25 +207,23 @@ def eval_loader(
     """The validation images of this process, the evaluation graph and its loader.
 
     An undecodable validation image is an error whatever `data.on_bad_image` says: a stand-in
-    would be counted twice.
+    would be counted twice. Tuning says nothing about this graph: a checkpoint has one accuracy,
+    before and after.
     """
-    settings = config.evaluation
+    settings, defaults = config.evaluation, default_settings(processes)
+    load = config.data.hw_decoder_load
     layout = EvalLayout(len(index), settings.batch_per_device, processes.world_size, processes.rank)
     samples = EvalSamples(index, layout, EvalGeometry(settings.size, settings.crop_ratio))
     build = eval_graph(
         settings.size,
         settings.interpolation,
         batch_size=settings.batch_per_device,
-        num_threads=_threads(config, processes),
+        num_threads=config.data.threads or defaults.threads,
         device=processes.device,
-        hw_decoder_load=config.data.hw_decoder_load,
+        hw_decoder_load=defaults.hw_decoder_load if load is None else load,
         source=index.image_source,
     )
     return samples, Loader(samples, build, processes.device, 2, BadImages(index, "raise"))
-
-
-def _threads(config: cfg.Config, processes: Processes) -> int:
-    return config.data.threads or threads_per_process(processes.local_world_size)
 
 
 def build_model(config: cfg.Model, device: torch.device) -> nn.Module:

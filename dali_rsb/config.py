@@ -46,10 +46,12 @@ class Data(Section):
     val: FilePath | None = None  # the same for validation
     digits: FilePath | None = None  # write the quickstart digits here and train on them
     index: FilePath | None = None  # folder for the dataset indices; default: beside the images
-    threads: Positive | None = None  # DALI threads a process; default: its share of the CPUs
-    prefetch: Annotated[int, Field(ge=2)] = 3  # batches under way
-    decode: Literal["roi", "full"] = "roi"  # decode the crop window or the whole image
-    hw_decoder_load: Fraction = 0.65  # share of images for the GPU's JPEG engine
+    # The next four, where not given: what `python -m dali_rsb.tune` found for this machine and
+    # these images; where nobody has tuned, what stands in brackets.
+    threads: Positive | None = None  # DALI threads a process (its share of the CPUs)
+    prefetch: Annotated[int, Field(ge=2)] | None = None  # batches under way (3)
+    decode: Literal["roi", "full"] | None = None  # the crop window or the whole image (roi)
+    hw_decoder_load: Fraction | None = None  # share of images for the GPU's JPEG engine (0.65)
     on_bad_image: Literal["substitute", "raise"] = "substitute"
     max_bad_fraction: Fraction = 0.001  # share of undecodable images above which training stops
     mean: Triple = IMAGENET_MEAN
@@ -132,6 +134,7 @@ class Run(Section):
     batch_per_device: Positive | None = None  # default: what fits (see README, "Batch size")
     amp: Literal["auto", "fp16", "bf16", "none"] = "auto"  # auto: by the GPU; none on a CPU
     compile: bool = False  # torch.compile
+    warm_up: bool = True  # reach DALI's peak memory before the first update, by the largest batches
     seed: Count = 0
     log_every: Positive = 50  # updates between log lines
     checkpoint_every: Positive | None = None  # updates between checkpoints within an epoch

@@ -21,6 +21,7 @@ from dali_rsb.assembly import (
 )
 from dali_rsb.checkpoint import load_checkpoint, save_checkpoint
 from dali_rsb.config import Config
+from dali_rsb.data.warm_up import warm_up_evaluation, warm_up_training
 from dali_rsb.distributed import Processes
 from dali_rsb.errors import UserError
 from dali_rsb.evaluation import Accuracy, evaluate
@@ -31,6 +32,7 @@ from dali_rsb.precision import choose_precision
 from dali_rsb.run_log import EpochRow, RunLog
 from dali_rsb.step import TrainStep
 from dali_rsb.stopping import Stopped, stop_requests
+from dali_rsb.tuned import describe_tuned, find_tuned
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +142,10 @@ class Trainer:
             self.samples.stream(epoch, self.config.schedule.epochs, update)
         )
         self.batches = self.meter.timed(batches)
-        self.start_s, self.start_updates = time.perf_counter(), self.step.updates_done
         try:
+            if self.config.run.warm_up and self.step.updates_done < self.last_update:
+                self._warm_up(epoch, update)
+            self.start_s, self.start_updates = time.perf_counter(), self.step.updates_done
             with stop_requests() as self.stop_request:
                 while self.step.updates_done < self.last_update:
                     self._train_epoch()
@@ -151,6 +155,26 @@ class Trainer:
             batches.close()
             self.loader.close()
             self.eval_loader.close()
+
+    def _warm_up(self, epoch: int, update: int) -> None:
+        """Reach the graphs' peak memory now, not hours into the run."""
+        start_s = time.perf_counter()
+        end_epoch = self.config.schedule.epochs
+        pixels = warm_up_training(self.loader, self.samples, epoch, end_epoch, update)
+        warm_up_evaluation(self.eval_loader, self.eval_samples)
+        logger.info(
+            "warm-up: the largest batches, up to %.1f megapixels, in %.1f s%s",
+            pixels / 1e6,
+            time.perf_counter() - start_s,
+            self._device_memory(),
+        )
+
+    def _device_memory(self) -> str:
+        """', X of Y GiB of GPU memory in use' by all programs; nothing on a CPU."""
+        if self.processes.device.type != "cuda":
+            return ""
+        free, total = torch.cuda.mem_get_info(self.processes.device)
+        return f"; {(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB of GPU memory in use"
 
     def _train_epoch(self) -> None:
         """Train to the end of the epoch or of the run."""
@@ -195,6 +219,10 @@ class Trainer:
             },
             left_s=spent_s * updates_left / (self.step.updates_done - self.start_updates),
         )
+        is_first = reading.updates == self.step.updates_done - self.start_updates
+        if is_first and self.processes.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.processes.device)
+            logger.info("PyTorch's peak %.1f GiB%s", peak / 2**30, self._device_memory())
 
     def _finish_epoch(self, is_last: bool) -> None:
         """Evaluate where it is time to, write the epoch's row, save."""
@@ -345,6 +373,9 @@ class Trainer:
         backend = describe_backend(self.step.optimizer)
         if backend is not None:
             logger.info(backend)
+        tuned = find_tuned(self.config, index, self.processes, layout.batch_per_device)
+        if tuned is not None:
+            logger.info(describe_tuned(self.config, tuned))
         if self.step.updates_done:
             epoch, update = divmod(self.step.updates_done, self.updates_per_epoch)
             logger.info("resuming at epoch %d, update %d", epoch + 1, update + 1)

@@ -1,11 +1,12 @@
 """CPU counting under affinity masks and container quotas, with made-up cgroup files."""
 
 import os
+import platform
 
 import pytest
 
 from dali_rsb.data import cpus
-from dali_rsb.data.cpus import available_cpus, threads_per_process
+from dali_rsb.data.cpus import available_cpus, cpu_model, threads_per_process
 
 
 @pytest.fixture
@@ -92,3 +93,12 @@ def test_threads_per_process(monkeypatch, processes, expected):
 def test_threads_per_process_refuses_zero():
     with pytest.raises(ValueError, match="local_world_size"):
         threads_per_process(0)
+
+
+def test_cpu_model(tmp_path):
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor\t: 0\nmodel name\t: Fast CPU: 3 GHz\n\nmodel name\t: other\n")
+    assert cpu_model(info) == "Fast CPU: 3 GHz"
+    info.write_text("processor\t: 0\n")
+    assert cpu_model(info) == cpu_model(tmp_path / "none") == platform.machine()
+    assert cpu_model()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 CGROUP_MOUNT = Path("/sys/fs/cgroup")
 CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def available_cpus(
@@ -36,6 +38,18 @@ def threads_per_process(local_world_size: int) -> int:
     if local_world_size < 1:
         raise ValueError(f"local_world_size must be at least 1, not {local_world_size}")
     return max(1, available_cpus() // local_world_size)
+
+
+def cpu_model(cpu_info: Path = CPU_INFO) -> str:
+    """Name of the CPU, such as "AMD EPYC 7742 64-Core Processor"; its architecture if unnamed."""
+    try:
+        for line in cpu_info.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass
+    return platform.machine()
 
 
 def _cpu_quotas(cgroup_mount: Path, cgroup_of_process: Path) -> Iterator[float]:

@@ -1,0 +1,268 @@
+"""The command `python -m dali_rsb.tune CONFIG [section.key=value ...]`.
+
+Finds the fastest settings of the training loader for this machine and the images of a
+configuration, by running the loader itself (the training graph with its augmentation), and stores
+them for training to pick up. What is measured is the loader alone. On a GPU machine these are
+threads, prefetch depth, window or whole-image decoding and the share of the JPEG engine. Without a
+GPU, model and loader share the CPUs, so that more loader threads would only take from the model:
+threads stay at this process's share of the CPUs. Keys that the configuration sets are left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import logging
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from dali_rsb.assembly import (
+    decodes_once_for_all_copies,
+    device_batch,
+    open_training,
+    train_loader,
+    train_samples,
+)
+from dali_rsb.config import Config, load_config
+from dali_rsb.console import console_messages
+from dali_rsb.data.bad_images import BadImages
+from dali_rsb.data.index import DatasetIndex
+from dali_rsb.diagnosis.jpeg_engine import count_jpeg_engines
+from dali_rsb.distributed import Processes, processes
+from dali_rsb.errors import UserError, run_command
+from dali_rsb.tuned import (
+    NAMES,
+    DecodeSetting,
+    LoaderSettings,
+    Tuned,
+    default_settings,
+    store_tuned,
+    tuning_key,
+)
+from dali_rsb.tuning import Reading, Result, Search, Space
+
+logger = logging.getLogger("dali_rsb.tune")  # not __name__, which is __main__ here
+
+DEFAULT_SECONDS = 100.0
+MIN_SECONDS = 5.0
+# A whole search on a GPU takes about so many measurements; each also builds a pipeline.
+_MEASUREMENTS = 50
+_MIN_BATCHES = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m dali_rsb.tune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, help="a YAML file, such as configs/a3.yaml")
+    parser.add_argument("overrides", nargs="*", help="section.key=value")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=DEFAULT_SECONDS,
+        help="time for the measurements (%(default)g); an index is built before, where none is",
+    )
+    parser.add_argument(
+        "--local-ranks",
+        type=int,
+        default=1,
+        help="processes that training will run on this machine, one for each GPU (%(default)s)",
+    )
+    arguments = parser.parse_intermixed_args()
+    if arguments.seconds < MIN_SECONDS:
+        raise UserError(f"--seconds {arguments.seconds:g}: give at least {MIN_SECONDS:g}")
+    if arguments.local_ranks < 1:
+        raise UserError(f"--local-ranks {arguments.local_ranks}: give at least 1")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("tune measures one process: start it without torchrun, with --local-ranks")
+    config = load_config(arguments.config, arguments.overrides)
+    with processes(config.run.device) as alone, console_messages():
+        ranks = arguments.local_ranks
+        this_process = Processes(alone.device, world_size=ranks, local_world_size=ranks)
+        try:
+            tune(config, this_process, arguments.seconds)
+        except KeyboardInterrupt:
+            print("interrupted: nothing was stored", file=sys.stderr)
+            sys.exit(130)
+
+
+def tune(config: Config, this_process: Processes, seconds: float) -> Tuned:
+    """Search, print the table, store the choice and return it.
+
+    Args:
+        this_process: rank 0 of the processes that training will run; only this one runs.
+        seconds: time for the measurements.
+
+    Raises:
+        UserError: as `dali_rsb.train`, or nothing is left to tune, or the result cannot be stored.
+    """
+    index = open_training(config)
+    batch = device_batch(config, this_process)
+    start = _starting_point(config, this_process)
+    space = search_space(config, this_process, start)
+    if not space.names:
+        raise UserError(
+            "the configuration sets every setting that could be tuned: leave out data.threads, "
+            "data.prefetch, data.decode or data.hw_decoder_load"
+        )
+    logger.info("tuning the loader alone for %s, %s", index.origin, _scope(this_process, batch))
+    meter = LoaderMeter(config, index, this_process, batch, seconds / _MEASUREMENTS)
+    names = NAMES if this_process.device.type == "cuda" else NAMES[:-1]
+
+    def tell(settings: LoaderSettings, reading: Reading, spent_s: float) -> None:
+        logger.info(
+            "%3.0f of %.0f s  %s: %s img/s, %.2f CPU ms/img",
+            *(spent_s, seconds, describe(settings, names)),
+            *(f"{reading.img_per_s:,.0f}", reading.cpu_ms_per_img),
+        )
+
+    result = Search(meter, time.monotonic, seconds, tell).run(start, space)
+    print(table(result, start, names))
+    tuned = Tuned(
+        settings={name: getattr(result.best, name) for name in space.names},
+        date=datetime.date.today().isoformat(),
+        img_per_s=_median_rate(result.readings[result.best]),
+        default_img_per_s=_median_rate(result.readings[start]),
+    )
+    path = store_tuned(tuning_key(config, index, this_process, batch), tuned)
+    print(verdict(result, start))
+    print(f"stored in {path}; training with this configuration on this machine uses it")
+    return tuned
+
+
+class LoaderMeter:
+    """Measures the training loader of a configuration with various settings.
+
+    Each measurement goes on in the epoch where the last one stopped: so each one finds the page
+    cache as training would, and none gets images that another has warmed up.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        index: DatasetIndex,
+        this_process: Processes,
+        batch_per_device: int,
+        seconds: float,
+    ) -> None:
+        self._config = config
+        self._index = index
+        self._process = this_process
+        self._batch = batch_per_device
+        self._seconds = seconds
+        self._bad_images = BadImages(index, config.data.on_bad_image, config.data.max_bad_fraction)
+        samples = train_samples(config, index, this_process, batch_per_device)
+        self._specs = (spec for epoch in itertools.count() for spec in samples.specs(epoch))
+
+    def __call__(self, settings: LoaderSettings) -> Reading:
+        """Images/s and CPU time in steady state, from one batch's arrival to another's."""
+        data = self._config.data.model_copy(update=asdict(settings))
+        config = self._config.model_copy(update={"data": data})
+        samples = train_samples(config, self._index, self._process, self._batch)
+        loader = train_loader(config, samples, self._process, self._bad_images)
+        batches = loader.batches(self._specs)
+        try:
+            for _ in range(settings.prefetch + 1):
+                next(batches)
+            self._wait_for_device()
+            num_batches = 0
+            cpu_start_s, start_s = time.process_time(), time.perf_counter()
+            while num_batches < _MIN_BATCHES or time.perf_counter() - start_s < self._seconds:
+                next(batches)
+                num_batches += 1
+            self._wait_for_device()
+            wall_s, cpu_s = time.perf_counter() - start_s, time.process_time() - cpu_start_s
+        finally:
+            batches.close()
+            loader.close()
+        num_images = num_batches * self._batch
+        return Reading(num_images / wall_s, 1000 * cpu_s / num_images)
+
+    def _wait_for_device(self) -> None:
+        if self._process.device.type == "cuda":
+            torch.cuda.synchronize(self._process.device)
+
+
+def search_space(config: Config, this_process: Processes, start: LoaderSettings) -> Space:
+    """The values worth trying here; none for keys that the configuration sets."""
+    data, on_gpu = config.data, this_process.device.type == "cuda"
+    loads = [start.hw_decoder_load]
+    if on_gpu and data.hw_decoder_load is None and count_jpeg_engines() != 0:
+        loads += [0.0, 0.9, 1.0]
+    modes: list[DecodeSetting] = [start.decode]
+    if data.decode is None and not decodes_once_for_all_copies(config, this_process):
+        modes = ["roi", "full"]
+    threads: list[int] = []
+    if on_gpu and data.threads is None:
+        threads = sorted({max(1, round(start.threads * f)) for f in (0.5, 0.75, 1, 1.5, 2)})
+    return Space(
+        decoding=[(mode, load) for mode in modes for load in loads],
+        threads=threads,
+        prefetch=[2, 3, 5] if data.prefetch is None else [],
+    )
+
+
+def _starting_point(config: Config, this_process: Processes) -> LoaderSettings:
+    """The defaults, but for the keys that the configuration sets."""
+    given = {name: getattr(config.data, name) for name in NAMES}
+    given = {name: value for name, value in given.items() if value is not None}
+    return LoaderSettings(**{**asdict(default_settings(this_process)), **given})
+
+
+def _scope(this_process: Processes, batch: int) -> str:
+    where = "a GPU" if this_process.device.type == "cuda" else "the CPU"
+    return f"batches of {batch} on {where}, one of {this_process.local_world_size} process(es) here"
+
+
+def describe(settings: LoaderSettings, names: Sequence[str]) -> str:
+    """Some of the settings, as `name=value`."""
+    return " ".join(f"{name}={getattr(settings, name)}" for name in names)
+
+
+def table(result: Result, start: LoaderSettings, names: Sequence[str]) -> str:
+    """All settings that were tried, the fastest first."""
+    rows = [("settings", "img/s (spread)", "CPU ms/img", "runs")]
+    ranked = sorted(result.readings.items(), key=lambda item: -_median_rate(item[1]))
+    for settings, readings in ranked:
+        marks = " (default)" if settings == start else ""
+        marks += " <- chosen" if settings == result.best else ""
+        rates = [reading.img_per_s for reading in readings]
+        spread = f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
+        cpu_ms = statistics.median(reading.cpu_ms_per_img for reading in readings)
+        rows.append((describe(settings, names) + marks, spread, f"{cpu_ms:.2f}", f"{len(rates)}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
+
+
+def verdict(result: Result, start: LoaderSettings) -> str:
+    """The choice in a line, and what it gains over the defaults."""
+    hint = " (the time ran out before all was tried; give more --seconds)"
+    end = hint if result.ran_out_of_time else ""
+    if result.best == start:
+        return f"nothing is faster than the defaults beyond the noise: they stay{end}"
+    changes = [
+        f"data.{name}={getattr(result.best, name)}"
+        for name in NAMES
+        if getattr(result.best, name) != getattr(start, name)
+    ]
+    return f"{', '.join(changes)}: {result.gain:.2f} x the rate of the defaults{end}"
+
+
+def _median_rate(readings: Sequence[Reading]) -> float:
+    return statistics.median(reading.img_per_s for reading in readings)
+
+
+if __name__ == "__main__":
+    run_command(main)
