@@ -97,7 +97,8 @@ def _open_run_folder(config: Config, resume: Path | None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     (folder / "config.yaml").write_text(resolved, encoding="utf-8")
-    logging.getLogger(__name__).info("run folder %s", folder)
+    # Not __name__: run as a command, this module is __main__, outside of the package.
+    logging.getLogger("dali_rsb.train").info("run folder %s", folder)
     return folder
 
 

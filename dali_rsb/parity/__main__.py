@@ -24,7 +24,7 @@ from dali_rsb.errors import UserError, run_command
 from dali_rsb.parity.comparison import WARPS, Comparison
 from dali_rsb.parity.report import write_report
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("dali_rsb.parity")  # not __name__, which is __main__ here
 
 
 def choose_images(index: DatasetIndex, num_images: int) -> np.ndarray:
@@ -35,18 +35,18 @@ def choose_images(index: DatasetIndex, num_images: int) -> np.ndarray:
     """
     count = min(num_images, len(index))
     chosen = np.linspace(0, len(index) - 1, count).round().astype(np.int64)
-    good = [image for image in chosen.tolist() if _is_decodable(index.path(image))]
+    good = [image for image in chosen.tolist() if _is_decodable(index, image)]
     if not good:
-        raise UserError(f"Pillow can decode none of {count} images of {index.root}: restore them")
+        raise UserError(f"Pillow can decode none of {count} images of {index.origin}: restore them")
     return np.array(good)
 
 
-def _is_decodable(path: Path) -> bool:
+def _is_decodable(index: DatasetIndex, image: int) -> bool:
     try:
-        with Image.open(path) as image:
-            image.convert("RGB")
+        with index.open(image) as file:
+            Image.open(file).convert("RGB")
     except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
-        logger.warning("%s is left out, Pillow cannot decode it: %s", path, error)
+        logger.warning("%s is left out, Pillow cannot decode it: %s", index.name(image), error)
         return False
     return True
 
@@ -61,7 +61,7 @@ def _device_id(name: str) -> int | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dali_rsb.parity", description=__doc__)
-    parser.add_argument("data", type=Path, help="folder that holds the class folders")
+    parser.add_argument("data", type=Path, help="folder of class folders or shards, or list")
     parser.add_argument("--num-images", type=int, default=64, metavar="N")
     parser.add_argument("--size", type=int, default=224, metavar="PIXELS")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="auto")
