@@ -1,10 +1,10 @@
-"""How many images per second a loader prepares on the CPU, and where its CPU time goes.
+"""How many images per second a loader prepares, and where its CPU time goes.
 
-    python -m benchmarks.loader DATA [--only loader stages repeated_augmentation]
+    python -m benchmarks.loader DATA [--device cpu|cuda] [--only GROUP ...]
 
 `loader`: ours against timm's, DALI's own graph and torchvision's, on the same files, with the same
 augmentation (RandomResizedCrop, flip, RandAugment), batch and CPUs. The unit of work is a uint8
-batch in host memory, ready to be normalised on the device. Each also without RandAugment.
+batch on the device, ready to be normalised there. Each also without RandAugment.
 `stages`: our graph cut off after each stage.
 `repeated_augmentation`: three copies of each image in a batch, decoded once or three times.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +30,7 @@ from benchmarks.peers import (
     LoaderSettings,
     count_images,
     dali_loader,
+    dali_stock_loader,
     timm_loader,
     torchvision_loader,
 )
@@ -41,6 +41,7 @@ from benchmarks.report import (
     measure_in_rounds,
     new_report,
     ratios,
+    report_progress,
     sections_as_json,
     summarize,
     write_json,
@@ -61,7 +62,6 @@ from pipelines.training import train_inputs
 
 PREFETCH = 3  # the default of the configuration
 REPEATS_OF_RSB = 3  # repeated augmentation in the recipes A1 and A2
-CPU = torch.device("cpu")
 
 
 def our_samples(settings: LoaderSettings, decode_mode: DecodeMode, repeats: int) -> TrainSamples:
@@ -91,15 +91,17 @@ def our_loader(
     settings: LoaderSettings, decode_mode: DecodeMode = "roi", repeats: int = 1
 ) -> BatchCounts:
     """This project's training loader."""
+    device = torch.device(settings.device)
     samples = our_samples(settings, decode_mode, repeats)
     build = train_graph(
         samples.transform,
         batch_size=settings.batch,
         num_threads=settings.num_threads,
-        device=CPU,
+        device=device,
         prefetch=PREFETCH,
+        hw_decoder_load=settings.hw_decoder_load,
     )
-    loader = Loader(samples, build, CPU, PREFETCH, BadImages(samples.index, "raise"))
+    loader = Loader(samples, build, device, PREFETCH, BadImages(samples.index, "raise"))
     batches = loader.batches(endless_specs(samples))
     return count_images((batch.images for batch in batches), settings)
 
@@ -117,16 +119,16 @@ def _stage_inputs(stage: str, decode_mode: DecodeMode) -> tuple[InputSpec, ...]:
 
 
 @pipeline_def(enable_conditionals=True)
-def _stage_graph(stage: str, decode_mode: DecodeMode) -> DataNode:
+def _stage_graph(stage: str, decode_mode: DecodeMode, device: str, load: float) -> DataNode:
     """The training graph up to a stage; it puts out the shapes alone."""
     inputs = external_inputs(_stage_inputs(stage, decode_mode))
     if stage == "read":
         return read_files(inputs["path"]).shape()
     if decode_mode == "shared":
-        images = decode_shared(inputs["path"], "cpu", 0.0, inputs["is_first"], inputs["source"])
+        images = decode_shared(inputs["path"], device, load, inputs["is_first"], inputs["source"])
     else:
         window = (inputs["anchor"], inputs["shape"]) if decode_mode == "roi" else None
-        images = decode(read_files(inputs["path"]), "cpu", 0.0, window)
+        images = decode(read_files(inputs["path"]), device, load, window)
     return images.shape()
 
 
@@ -140,9 +142,11 @@ def our_stage(
         _stage_graph,
         stage,
         decode_mode,
+        "cpu" if settings.device == "cpu" else "gpu",
+        settings.hw_decoder_load,
         batch_size=settings.batch,
         num_threads=settings.num_threads,
-        device_id=None,
+        device_id=settings.device_id,
         prefetch_queue_depth=PREFETCH,
     )
     runner = GraphRunner(build, PREFETCH)
@@ -150,7 +154,10 @@ def our_stage(
         inputs = samples.prepare(spec).inputs
         runner.submit({name: inputs[name] for name in names})
         if number >= PREFETCH:
-            yield len(runner.take())
+            num_images = len(runner.take())
+            if settings.device != "cpu":
+                torch.cuda.synchronize()
+            yield num_images
 
 
 def our_draws(settings: LoaderSettings) -> BatchCounts:
@@ -186,8 +193,10 @@ def loader_group(settings: LoaderSettings) -> Group:
         "dali_rsb plain": partial(our_loader, plain),
         "timm plain": partial(timm_loader, plain),
         "DALI plain": partial(dali_loader, plain),
+        "DALI stock plain": partial(dali_stock_loader, plain),
     }
-    comparisons = (Comparison("dali_rsb plain", f"{peer} plain") for peer in ("timm", "DALI"))
+    peers = ("timm", "DALI", "DALI stock")
+    comparisons = (Comparison("dali_rsb plain", f"{peer} plain") for peer in peers)
     if settings.randaugment is None:
         return Group(without, tuple(comparisons))
     return Group(
@@ -330,6 +339,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=160, help="side of the images in pixels")
     parser.add_argument("--randaugment", default="rand-m6-mstd0.5-inc1", help="a policy, or none")
     parser.add_argument("--threads", type=int, default=available_cpus(), help="and CPUs")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="of one timed section, at least"
@@ -348,7 +358,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.size,
         None if options.randaugment == "none" else options.randaugment,
         options.threads,
+        options.device,
     )
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but PyTorch sees no GPU here; use --device cpu")
     # A queue of two batches for each worker process is what timm and torch fill ahead.
     work = Work(options.seconds, options.batches, 2 * options.threads, round_to=options.threads)
     report = new_report(
@@ -358,6 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "size_px": settings.size_px,
             "randaugment": settings.randaugment,
             "threads": settings.num_threads,
+            "device": settings.device,
             "rounds": options.repeats,
             "seconds": work.seconds,
         },
@@ -366,16 +380,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report["groups"] = {}
     for name in options.only:
         result = measure_group(
-            GROUPS[name](settings), work, options.repeats, settings.num_threads, _progress
+            GROUPS[name](settings), work, options.repeats, settings.num_threads, report_progress
         )
         report["groups"][name] = result
         print(f"\n{name}\n\n{group_tables(result)}\n")
         if options.output is not None:  # after each group: a run takes minutes
             write_json(options.output, report)
-
-
-def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

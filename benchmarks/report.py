@@ -18,14 +18,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from dali_rsb.data.cpus import available_cpus
+from dali_rsb.errors import UserError
 
 PACKAGES = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "numpy", "pillow")
 CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -35,12 +36,38 @@ IDLE_SHARE = 0.05
 IDLE_WINDOW_S = 0.2
 IDLE_TIMEOUT_S = 60.0
 
-# Yields the number of images of each batch, endlessly, once the batch lies ready in host memory.
-BatchCounts = Iterator[int]
+
+@dataclass(frozen=True)
+class Delivery:
+    """Images that are ready, and how much of the time they took was spent waiting for data."""
+
+    num_images: int
+    waited_s: float
+
+
+# Yields the number of images of each batch, endlessly, once the batch is ready: work that a GPU
+# still does when its images are counted would be counted for the next batch.
+BatchCounts = Iterator[int | Delivery]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A contender that does several things in one process, such as its loader and its model.
+
+    Attributes:
+        runs: for each part what starts it; a part ends before another starts.
+        facts: what else there is to say about the contender, as JSON holds it.
+    """
+
+    runs: Mapping[str, Callable[[], BatchCounts]]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+Start = Callable[[], "BatchCounts | Parts"]
 
 
 class NotInstalledError(Exception):
-    """A contender needs a package that is not installed."""
+    """A contender needs something that is not installed here."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +86,18 @@ class Work:
 
 @dataclass(frozen=True)
 class Section:
-    """One timed section: wall time, CPU time of the contender's processes, and images delivered."""
+    """One timed section: wall time, CPU time of the contender's processes, and images delivered.
+
+    `waited_s` is the time spent waiting for data, None where that means nothing; `peak_gib` what
+    PyTorch's tensors took of the GPU's memory at most, None without a GPU.
+    """
 
     wall_s: float
     cpu_s: float
     num_images: int
     num_batches: int
+    waited_s: float | None = None
+    peak_gib: float | None = None
 
     @property
     def img_per_s(self) -> float:
@@ -101,14 +134,42 @@ def time_section(batches: BatchCounts, work: Work) -> Section:
     for _ in range(work.num_warmup_batches):
         next(batches)
     num_images = num_batches = 0
+    waited_s: float | None = None
+    _forget_peak_memory()
     cpu_start_s, start_s = tree_cpu_s(os.getpid()), time.perf_counter()
     while True:
-        num_images += next(batches)
+        delivered = next(batches)
         num_batches += 1
+        if isinstance(delivered, Delivery):
+            num_images += delivered.num_images
+            waited_s = (waited_s or 0.0) + delivered.waited_s
+        else:
+            num_images += delivered
         wall_s = time.perf_counter() - start_s
         enough = num_batches >= work.num_batches and wall_s >= work.seconds
         if enough and num_batches % work.round_to == 0:
-            return Section(wall_s, tree_cpu_s(os.getpid()) - cpu_start_s, num_images, num_batches)
+            cpu_s = tree_cpu_s(os.getpid()) - cpu_start_s
+            return Section(wall_s, cpu_s, num_images, num_batches, waited_s, _peak_memory_gib())
+
+
+def _uses_gpu() -> bool:
+    torch = sys.modules.get("torch")  # whoever has not imported it has no tensors
+    return torch is not None and torch.cuda.is_initialized()
+
+
+def _forget_peak_memory() -> None:
+    if _uses_gpu():
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_memory_gib() -> float | None:
+    if not _uses_gpu():
+        return None
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30
 
 
 def tree_cpu_s(pid: int) -> float:
@@ -134,23 +195,75 @@ def wait_until_idle(pid: int) -> None:
             return
 
 
-def _serve(connection: Connection, start: Callable[[], BatchCounts], cpus: list[int]) -> None:
+@dataclass(frozen=True)
+class _Started:
+    """What a child says once it has started: its parts, [""] where it is all one."""
+
+    parts: tuple[str, ...]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _LeftOut:
+    """What a child says when it cannot run; a mistake of the user's ends all."""
+
+    reason: str
+    is_mistake: bool = False
+
+
+def _serve(connection: Connection, start: Start, cpus: list[int]) -> None:
     """Child process: make the contender's batches, then time a section at each request."""
     os.sched_setaffinity(0, cpus)
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the parent has had enough
+        _answer(connection, start)
+
+
+def _answer(connection: Connection, start: Start) -> None:
+    connection.recv()  # Imports are done: one contender after the other starts from here.
     try:
-        batches = start()
-        next(batches)
+        started = start()
+        if not isinstance(started, Parts):
+            next(started)
     except NotInstalledError as error:
-        connection.send(str(error))
+        connection.send(_LeftOut(str(error)))
+        return
+    except UserError as error:
+        connection.send(_LeftOut(str(error), is_mistake=True))
         return
     wait_until_idle(os.getpid())
-    connection.send(None)
-    with contextlib.suppress(EOFError):
-        while True:
-            work: Work = connection.recv()
-            section = time_section(batches, work)
-            wait_until_idle(os.getpid())
-            connection.send(section)
+    if isinstance(started, Parts):
+        connection.send(_Started(tuple(started.runs), started.facts))
+    else:
+        connection.send(_Started(("",), {}))
+    while True:
+        part, work = connection.recv()
+        if isinstance(started, Parts):
+            with contextlib.closing(_as_generator(started.runs[part]())) as batches:
+                section = time_section(batches, work)
+        else:
+            section = time_section(started, work)
+        wait_until_idle(os.getpid())
+        connection.send(section)
+
+
+def _as_generator(batches: BatchCounts) -> Generator[int | Delivery, None, None]:
+    """The same, to be closed."""
+    yield from batches
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What came out of the rounds.
+
+    Attributes:
+        sections: of each contender, one a round; of a contender with parts under "NAME, PART".
+        left_out: why contenders were left out.
+        facts: what contenders said about themselves.
+    """
+
+    sections: dict[str, list[Section]]
+    left_out: dict[str, str]
+    facts: dict[str, Mapping[str, Any]]
 
 
 def measure_in_rounds(
@@ -160,6 +273,20 @@ def measure_in_rounds(
     num_cpus: int,
     progress: Callable[[str], None],
 ) -> tuple[dict[str, list[Section]], dict[str, str]]:
+    """`measure` for contenders without parts and facts: the sections, and who is left out."""
+    measured = measure(contenders, work, num_rounds, num_cpus, progress)
+    return measured.sections, measured.left_out
+
+
+def measure(
+    contenders: Mapping[str, Start],
+    work: Work,
+    num_rounds: int,
+    num_cpus: int,
+    progress: Callable[[str], None],
+    *,
+    keep_going: bool = False,
+) -> Measurements:
     """Measure all contenders once a round, every other round in the opposite order.
 
     Args:
@@ -167,18 +294,26 @@ def measure_in_rounds(
             process, so it must be picklable. It raises NotInstalledError where a package lacks.
         num_cpus: all contenders are bound to the same CPUs, as many as this.
         progress: receives a line after each section.
-
-    Returns:
-        The sections of each contender, one a round, and why contenders were left out.
+        keep_going: leave out a contender that fails, which is an error otherwise.
 
     Raises:
         RuntimeError: a contender's process failed.
+        UserError: a contender was given something it cannot work with.
     """
     context = multiprocessing.get_context("spawn")
     cpus = sorted(os.sched_getaffinity(0))[:num_cpus]
     connections: dict[str, Connection] = {}
-    left_out: dict[str, str] = {}
+    measured = Measurements({}, {}, {})
+    parts: dict[str, tuple[str, ...]] = {}
     processes = []
+
+    def leave_out(name: str, reason: str) -> None:
+        measured.left_out[name] = reason
+        connections.pop(name).close()
+        for part in parts.pop(name, ()):
+            measured.sections.pop(_section_name(name, part), None)
+        progress(f"{name}: left out, {reason}")
+
     try:
         for name, start in contenders.items():
             ours, theirs = context.Pipe()
@@ -187,22 +322,32 @@ def measure_in_rounds(
             theirs.close()  # so that a dead child is an EOFError here
             processes.append(process)
             connections[name] = ours
-        for name, connection in list(connections.items()):
-            reason = _receive(connection, name)
-            if reason is not None:
-                left_out[name] = reason
-                del connections[name]
-                progress(f"{name}: left out, {reason}")
-        sections: dict[str, list[Section]] = {name: [] for name in connections}
+        for name in list(connections):
+            # Libraries choose their algorithms by timing them as they start.
+            with contextlib.suppress(BrokenPipeError):  # it is dead; _receive says so
+                connections[name].send(None)
+            answer = _receive(connections[name], name, keep_going)
+            if isinstance(answer, _Started):
+                measured.facts[name], parts[name] = answer.facts, answer.parts
+                measured.sections.update({_section_name(name, part): [] for part in answer.parts})
+            elif answer.is_mistake:
+                raise UserError(answer.reason)
+            else:
+                leave_out(name, answer.reason)
         for number in range(num_rounds):
-            names = list(connections) if number % 2 == 0 else list(reversed(connections))
-            for name in names:
-                connections[name].send(work)
-                section: Section = _receive(connections[name], name)
-                sections[name].append(section)
+            runs = [(name, part) for name in connections for part in parts[name]]
+            for name, part in runs if number % 2 == 0 else runs[::-1]:
+                if name not in connections:
+                    continue
+                connections[name].send((part, work))
+                section = _receive(connections[name], name, keep_going)
+                if isinstance(section, _LeftOut):
+                    leave_out(name, section.reason)
+                    continue
+                measured.sections[_section_name(name, part)].append(section)
                 progress(
-                    f"round {number + 1}/{num_rounds}  {name}: {section.img_per_s:.0f} img/s, "
-                    f"{section.cpu_ms_per_img:.2f} CPU ms/img"
+                    f"round {number + 1}/{num_rounds}  {_section_name(name, part)}: "
+                    f"{section.img_per_s:.0f} img/s, {section.cpu_ms_per_img:.2f} CPU ms/img"
                 )
     finally:
         for connection in connections.values():
@@ -211,13 +356,19 @@ def measure_in_rounds(
             process.join(timeout=10)
             if process.is_alive():
                 process.kill()
-    return sections, left_out
+    return measured
 
 
-def _receive(connection: Connection, name: str) -> Any:
+def _section_name(contender: str, part: str) -> str:
+    return f"{contender}, {part}" if part else contender
+
+
+def _receive(connection: Connection, name: str, keep_going: bool) -> Any:
     try:
         return connection.recv()
-    except EOFError as error:
+    except (EOFError, ConnectionResetError) as error:
+        if keep_going:
+            return _LeftOut("its process failed; its error stands above")
         raise RuntimeError(f"the process of {name!r} failed; its error stands above") from error
 
 
@@ -276,17 +427,33 @@ def new_report(benchmark: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sections_as_json(sections: Mapping[str, Sequence[Section]]) -> dict[str, Any]:
-    """For each contender images/s, CPU ms per image and what was delivered."""
-    return {
-        name: {
-            "img_per_s": asdict(summarize([section.img_per_s for section in runs])),
-            "cpu_ms_per_img": asdict(summarize([section.cpu_ms_per_img for section in runs])),
-            "num_images": [section.num_images for section in runs],
-            "num_batches": [section.num_batches for section in runs],
-            "wall_s": [round(section.wall_s, 3) for section in runs],
-        }
-        for name, runs in sections.items()
+    """For each contender images/s, CPU ms per image and what was delivered.
+
+    Where contenders wait for data, `data_wait_percent` of the time; on a GPU `peak_memory_gib`.
+    """
+    return {name: _as_json(runs) for name, runs in sections.items()}
+
+
+def _as_json(runs: Sequence[Section]) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "img_per_s": asdict(summarize([section.img_per_s for section in runs])),
+        "cpu_ms_per_img": asdict(summarize([section.cpu_ms_per_img for section in runs])),
+        "num_images": [section.num_images for section in runs],
+        "num_batches": [section.num_batches for section in runs],
+        "wall_s": [round(section.wall_s, 3) for section in runs],
     }
+    waits = [100 * run.waited_s / run.wall_s for run in runs if run.waited_s is not None]
+    if waits:
+        result["data_wait_percent"] = asdict(summarize(waits))
+    peaks = [run.peak_gib for run in runs if run.peak_gib is not None]
+    if peaks:
+        result["peak_memory_gib"] = max(round(peak, 2) for peak in peaks)
+    return result
+
+
+def report_progress(line: str) -> None:
+    """A line on stderr: what `measure` is at."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def write_json(path: Path, report: Mapping[str, Any]) -> None:

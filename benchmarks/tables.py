@@ -1,8 +1,12 @@
-"""Writes the README's tables of results from the committed JSON: `python -m benchmarks.tables`."""
+"""Writes the README's tables of results from the committed JSON: `python -m benchmarks.tables`.
+
+A result that is not committed is named as not measured.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,45 +25,166 @@ NAMES = {
     "roi": "each crop decoded for itself, its window alone",
     "full": "each crop decoded for itself, the whole image",
 }
+STEP_NAMES = {
+    "timm": "timm's step",
+    "timm compiled": "timm's step, compiled",
+    "plain": "the plainest: cross-entropy, SGD, no mixing, no average",
+}
+KERNEL_TITLES = {"mix": "normalise and mix", "loss": "loss", "optimizer": "LAMB and average"}
+
+Report = dict[str, Any]
 
 
-def render() -> str:
+def render(results: Path = RESULTS) -> str:
     """The text between the marks in the README."""
-    loader = json.loads((RESULTS / "loader_cpu.json").read_text())
-    machine, settings, data = loader["machine"], loader["settings"], loader["dataset"]
-    versions = loader["versions"]
-    lines = [
-        f"Images per second that a loader makes ready, from {data['images']:,} JPEG files with "
-        f"ImageNet's statistics (mean {data['mean_bytes'] / 1e3:.0f} kB), "
-        f"{settings['size_px']} px, `{settings['randaugment']}`, batch {settings['batch']}, on "
-        f"{machine['cpus_usable']} cores of an {machine['cpu']} without a GPU; median of "
-        f"{settings['rounds']} alternating rounds (smallest to largest). torch "
-        f"{versions['torch']}, DALI {versions['nvidia-dali-cuda120']}, timm {versions['timm']}.",
-        "",
-        *_table(loader["groups"]["loader"], "loader", "dali_rsb"),
-        "",
-        "Repeated augmentation (A1, A2), three copies of an image in a batch:",
-        "",
-        *_table(loader["groups"]["repeated_augmentation"], "decoding", "shared"),
-        "",
-    ]
+    lines: list[str] = []
+    missing = []
+    for name, (title, render_one) in TABLES.items():
+        path = results / f"{name}.json"
+        if not path.exists():
+            missing.append(title)
+            continue
+        lines += [*render_one(json.loads(path.read_text(encoding="utf-8"))), ""]
+    if missing:
+        lines += [f"Not measured yet: {'; '.join(missing)}.", ""]
     return "\n".join(lines) + "\n"
 
 
-def _table(group: dict[str, Any], title: str, ours: str) -> list[str]:
+def _loader(report: Report) -> list[str]:
+    settings, data = report["settings"], report["dataset"]
+    groups = report["groups"]
+    lines = [
+        f"Images per second that a loader makes ready, from {data['images']:,} JPEG files with "
+        f"ImageNet's statistics (mean {data['mean_bytes'] / 1e3:.0f} kB), "
+        f"{settings['size_px']} px, `{settings['randaugment']}`, batch {settings['batch']}, "
+        f"{_where(report)}",
+        "",
+        *_loader_table(groups["loader"], "loader", "dali_rsb"),
+    ]
+    if "repeated_augmentation" in groups:
+        lines += [
+            "",
+            "Repeated augmentation (A1, A2), three copies of an image in a batch:",
+            "",
+            *_loader_table(groups["repeated_augmentation"], "decoding", "shared"),
+        ]
+    return lines
+
+
+def _loader_table(group: Report, title: str, ours: str) -> list[str]:
     rows = [f"| {title} | img/s | CPU ms/img | {ours} against it |", "|---|---|---|---|"]
     for key, name in NAMES.items():
         if key not in group["contenders"]:
             continue
         contender = group["contenders"][key]
-        speed, cpu = contender["img_per_s"], contender["cpu_ms_per_img"]
         ratio = group["ratios"].get(f"{ours} / {key}")
         factor = "" if ratio is None else f"{ratio['median']:.2f} x"
+        cpu = contender["cpu_ms_per_img"]
         rows.append(
-            f"| {name} | {speed['median']:.0f} ({speed['min']:.0f} to {speed['max']:.0f}) | "
-            f"{cpu['median']:.2f} | {factor} |"
+            f"| {name} | {_spread(contender['img_per_s'])} | {cpu['median']:.2f} | {factor} |"
         )
     return rows
+
+
+def _train(report: Report) -> list[str]:
+    lines = [
+        f"Training from end to end, `{report['settings']['config']}` "
+        f"({_described(report)}), {_where(report)}",
+        "",
+        "| img/s | loader alone | model alone | together | of the slower | waiting for data |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, triple in report["triples"].items():
+        lines.append(
+            f"| {name} | {triple['loader']['median']:.0f} | {triple['model']['median']:.0f} | "
+            f"{_spread(triple['together'])} | {100 * triple['share_of_slower']['median']:.1f} % | "
+            f"{triple['data_wait_percent']['median']:.1f} % |"
+        )
+    verdict: str = report["triples"]["dali_rsb"]["verdict"]
+    return [*lines, "", f"dali_rsb is {verdict}"]
+
+
+def _step(report: Report) -> list[str]:
+    lines = [
+        f"One training step on synthetic data, `{report['settings']['config']}` "
+        f"({_described(report)}), milliseconds of an update of "
+        f"{report['settings']['global_batch']} images, {_where(report)}",
+        "",
+        "| step | img/s | mix | forward | backward | optimizer, average | memory GiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, step in report["contenders"].items():
+        times = (
+            f"{step['ms_per_update'][part]['median']:.1f}"
+            for part in ("mix", "forward", "backward", "optimizer")
+        )
+        shown = STEP_NAMES.get(name, name)
+        if name == report["fastest"] and len(report["contenders"]) > 1:
+            shown = f"**{shown}**"
+        memory = step.get("peak_memory_gib")
+        lines.append(
+            f"| {shown} | {_spread(step['img_per_s'])} | {' | '.join(times)} | "
+            f"{'' if memory is None else f'{memory:.1f}'} |"
+        )
+    return lines
+
+
+def _kernel(report: Report) -> list[str]:
+    names = list(dict.fromkeys(n for case in report["cases"].values() for n in case["contenders"]))
+    lines = [
+        f"Microseconds, {KERNEL_TITLES[report['benchmark']]}; the floor is the time to move the "
+        f"bytes at the measured copy bandwidth, {_where(report)}",
+        "",
+        f"| case | floor | {' | '.join(names)} |",
+        "|---" * (2 + len(names)) + "|",
+    ]
+    for case, result in report["cases"].items():
+        times = (
+            f"{result['contenders'][name]['us']['median']:.0f}"
+            if name in result["contenders"]
+            else ""
+            for name in names
+        )
+        lines.append(f"| {case} | {result['floor_us']:.0f} | {' | '.join(times)} |")
+    return lines
+
+
+def _spread(rate: Mapping[str, float]) -> str:
+    return f"{rate['median']:.0f} ({rate['min']:.0f} to {rate['max']:.0f})"
+
+
+def _described(report: Report) -> str:
+    settings = report["settings"]
+    average = ", average of the weights" if settings["ema"] else ""
+    return (
+        f"{settings['model']}, {settings['size_px']} px, batch {settings['global_batch']}, "
+        f"{settings['optimizer']}{average}"
+    )
+
+
+def _where(report: Report) -> str:
+    """On which machine, how often, with what."""
+    machine, versions = report["machine"], report["versions"]
+    cpu = f"{machine['cpus_usable']} cores of an {machine['cpu']}"
+    place = f"{cpu} without a GPU" if "gpu" not in machine else f"one {machine['gpu']}, {cpu}"
+    return (
+        f"on {place}; median of {report['settings']['rounds']} alternating rounds (smallest to "
+        f"largest). torch {versions['torch']}, DALI {versions['nvidia-dali-cuda120']}, timm "
+        f"{versions['timm']}."
+    )
+
+
+# For each result file what it holds, and what writes it.
+TABLES: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
+    "loader_cpu": ("the loader on a CPU", _loader),
+    "train_cpu": ("training from end to end on a CPU", _train),
+    "loader_gpu": ("the loader on a GPU", _loader),
+    "step_gpu": ("the training step on a GPU", _step),
+    "train_gpu": ("training from end to end on a GPU", _train),
+    "mix_gpu": ("the mixing kernel on a GPU", _kernel),
+    "loss_gpu": ("the loss kernel on a GPU", _kernel),
+    "optimizer_gpu": ("the optimizer's kernels on a GPU", _kernel),
+}
 
 
 def replace_results(readme: str) -> str:

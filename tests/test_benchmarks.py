@@ -6,7 +6,9 @@ import itertools
 import json
 import multiprocessing
 import os
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -15,6 +17,7 @@ from PIL import Image
 from benchmarks import imagenet_like, report
 from dali_rsb.errors import UserError
 
+ROOT = Path(__file__).parent.parent
 NUM_IMAGES = 60
 
 
@@ -106,11 +109,19 @@ def test_every_contender_delivers_whole_batches_across_epochs(settings, contende
     assert list(itertools.islice(batches, num_epoch_batches + 2)) == [8] * (num_epoch_batches + 2)
 
 
+def test_dalis_stock_graph_delivers_normalised_batches(settings):
+    from benchmarks.peers import dali_stock_loader
+
+    assert list(itertools.islice(dali_stock_loader(settings), 9)) == [8] * 9
+
+
 def test_a_contender_with_other_images_is_caught(settings):
     import torch
 
     from benchmarks.peers import count_images
 
+    floats = torch.zeros((8, 3, 32, 32))
+    assert next(count_images([floats], settings, is_normalised=True)) == 8
     for shape, dtype in (
         ((8, 32, 32, 3), torch.float32),
         ((8, 32, 31, 3), torch.uint8),
@@ -203,6 +214,47 @@ def test_a_contender_that_fails_is_named():
         report.measure_in_rounds({"broken one": _fails}, report.Work(0, 1, 0), 1, 1, print)
 
 
+def _parts():
+    def ready():
+        yield from itertools.repeat(report.Delivery(2, waited_s=0.25))
+
+    return report.Parts({"one": ready, "two": functools.partial(_sleeping_batches, 0.01)}, {"a": 1})
+
+
+def _mistaken():
+    raise UserError("give another one")
+
+
+def test_parts_of_a_contender_are_measured_each_for_itself():
+    lines = []
+    measured = report.measure(
+        {"x": _parts, "y": functools.partial(_sleeping_batches, 0.01)},
+        report.Work(0, 4, 1),
+        num_rounds=2,
+        num_cpus=1,
+        progress=lines.append,
+    )
+    order = [line.split("  ")[1].split(":")[0] for line in lines]
+    assert order == ["x, one", "x, two", "y", "y", "x, two", "x, one"]
+    assert measured.facts["x"] == {"a": 1}
+    (first, second) = measured.sections["x, one"]
+    assert first.num_images == second.num_images == 8
+    assert first.waited_s == 1.0
+    assert measured.sections["x, two"][0].waited_s is None
+    as_json = report.sections_as_json(measured.sections)
+    assert as_json["x, one"]["data_wait_percent"]["median"] > 0
+    assert "data_wait_percent" not in as_json["y"]
+
+
+def test_a_failing_contender_can_be_left_out_but_not_a_mistake_of_the_users():
+    contenders = {"broken": _fails, "good": functools.partial(_sleeping_batches, 0.01)}
+    measured = report.measure(contenders, report.Work(0, 1, 0), 1, 1, print, keep_going=True)
+    assert list(measured.sections) == ["good"]
+    assert "failed" in measured.left_out["broken"]
+    with pytest.raises(UserError, match="give another one"):
+        report.measure({"x": _mistaken}, report.Work(0, 1, 0), 1, 1, print, keep_going=True)
+
+
 def test_summaries_and_pairwise_ratios():
     assert report.summarize([3.0, 1.0, 2.0]) == report.Summary(2.0, 1.0, 3.0, (3.0, 1.0, 2.0))
     ours = [report.Section(1, 1, number, 1) for number in (100, 300)]
@@ -256,4 +308,210 @@ def test_every_pair_and_stage_is_among_the_contenders(settings):
     stages = stages_group(settings)
     assert {name for pair in stages.increments for name in pair} <= set(stages.contenders)
     plain = loader_group(dataclasses.replace(settings, randaugment=None))
-    assert set(plain.contenders) == {"dali_rsb plain", "timm plain", "DALI plain"}
+    assert set(plain.contenders) == {
+        "dali_rsb plain",
+        "timm plain",
+        "DALI plain",
+        "DALI stock plain",
+    }
+
+
+def _sections(*rates, cpu_ms_per_img=1.0, wait_share=None):
+    """Sections of a second with these images/s."""
+    return [
+        report.Section(1.0, rate * cpu_ms_per_img / 1000, rate, 1, wait_share) for rate in rates
+    ]
+
+
+@pytest.mark.parametrize(
+    ("loader", "model", "cpu_ms", "limit", "advice"),
+    [
+        (500, 1000, (1.0, 1.0), "loader", "data.threads"),
+        (1000, 500, (1.0, 1.0), "model", "nothing to do for the loader"),
+        (1000, 500, (2.0, 3.0), "CPU", "more cores"),  # 2 cores: 400 img/s for both
+        (1000, 500, (0.5, 3.5), "model", "nothing to do"),  # 2 cores: 500 img/s
+    ],
+)
+def test_the_triple_says_what_limits(loader, model, cpu_ms, limit, advice):
+    from benchmarks.triple import Triple
+
+    sections = {
+        "x, loader alone": _sections(loader, loader, cpu_ms_per_img=cpu_ms[0]),
+        "x, model alone": _sections(model, model, cpu_ms_per_img=cpu_ms[1]),
+        "x, together": _sections(380, 390, wait_share=0.02),
+    }
+    triple = Triple.of(sections, "x", num_cpus=2)
+    assert triple.limit == limit
+    assert advice in triple.verdict()
+    assert triple.share_of_slower.runs == pytest.approx((0.76, 0.78))
+    assert triple.cpu_bound.median == pytest.approx(2000 / sum(cpu_ms))
+    bound = min(loader, model, 2000 / sum(cpu_ms))
+    assert triple.share_of_bound.runs == pytest.approx((380 / bound, 390 / bound), rel=1e-3)
+    assert triple.data_wait_percent.median == pytest.approx(2.0)
+    assert json.loads(json.dumps(triple.as_json()))["limit"] == limit
+
+
+def test_parts_of_an_update_are_differences():
+    from benchmarks.step import part_times_ms
+
+    # Of 100 images: an update 100 ms, mixing 10 ms, forward 20 ms, both passes 70 ms.
+    rates = {"update": 1000, "mix": 10_000, "forward": 5000, "forward and backward": 100 / 0.07}
+    sections = {f"x, {part}": _sections(rate) for part, rate in rates.items()}
+    times = {part: values[0] for part, values in part_times_ms(sections, "x", 100).items()}
+    expected = {"update": 100, "mix": 10, "forward": 20, "backward": 50, "optimizer": 20}
+    assert times == pytest.approx(expected)
+
+
+def test_settings_to_vary_are_combined():
+    from benchmarks.step import variants
+
+    found = variants(None, ["a.b=1,2", "c.d=x,y"], lambda more: more)
+    assert list(found.values()) == [
+        ("a.b=1", "c.d=x"),
+        ("a.b=1", "c.d=y"),
+        ("a.b=2", "c.d=x"),
+        ("a.b=2", "c.d=y"),
+    ]
+    assert list(variants("base", [], None).values()) == ["base"]
+    with pytest.raises(UserError, match="--vary run"):
+        variants(None, ["run.compile"], None)
+
+
+@pytest.fixture
+def tiny_config(digits):
+    """The quickstart with batches of 8, and one thread for PyTorch."""
+    import torch
+
+    from dali_rsb.config import load_config
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield load_config(ROOT / "configs/quickstart.yaml", [f"data.digits={digits}", *TINY])
+    torch.set_num_threads(threads)
+
+
+TINY = [
+    "run.device=cpu",
+    "run.batch_per_device=8",
+    "optimizer.batch_size=16",
+    "augment.size=16",
+    "evaluation.size=16",
+    "evaluation.batch_per_device=8",
+    "run.warm_up=false",
+]
+
+
+@pytest.mark.parametrize("contender", ["ours", "timm", "plain"])
+def test_every_step_does_whole_updates_and_its_parts(tiny_config, contender):
+    from benchmarks import step
+
+    start = {"ours": step.start_ours, "timm": step.start_timm, "plain": step.start_plain}[contender]
+    parts = start(tiny_config)
+    assert set(parts.runs) == {step.UPDATE, step.MIX, step.FORWARD, step.BACKWARD}
+    for run in parts.runs.values():
+        batches = run()
+        assert [next(batches), next(batches)] == [16, 16]
+    assert parts.facts["accumulation"] == 2
+    assert parts.facts["dtype"] == "float32"
+
+
+def test_timms_step_trains(tiny_config):
+    """The peer must do the work that it is measured for: weights and average move."""
+    import torch
+
+    from benchmarks.train_steps import TimmStep, synthetic_batches
+
+    torch.manual_seed(0)
+    step = TimmStep(tiny_config, torch.device("cpu"))
+    step.optimizer.param_groups[1]["lr"] = 0.1
+    before = step.model.fc.weight.detach().clone()
+    batches = itertools.cycle(synthetic_batches(8, 16, 10, None, torch.device("cpu")))
+    for _ in range(2):
+        step.update(batches)
+    weights, average = step.model.fc.weight, step.ema.module.fc.weight
+    assert not torch.equal(weights, before)
+    assert not torch.equal(average, weights)
+    assert step.mixup is not None
+
+
+@pytest.mark.parametrize("contender", ["ours", "timm"])
+def test_training_parts_deliver_whole_updates(tiny_config, contender):
+    from benchmarks import train
+    from benchmarks.triple import LOADER, MODEL, TOGETHER
+
+    parts = (train.start_ours if contender == "ours" else train.start_timm)(tiny_config)
+    for part in (LOADER, MODEL, LOADER):  # a part may come again
+        batches = parts.runs[part]()
+        assert [next(batches), next(batches)] == [16, 16]
+        batches.close()
+    batches = parts.runs[TOGETHER]()
+    delivery = next(batches)
+    batches.close()
+    assert delivery.num_images == 16
+    assert delivery.waited_s > 0
+    if contender == "ours":
+        assert parts.facts["dataset"]["images"] > 1000
+        assert parts.facts["start_up_s"] > 0
+        evaluated = parts.runs[train.EVALUATION]()
+        assert next(evaluated) == 16
+        evaluated.close()
+
+
+def test_the_train_command_writes_rates_that_the_budget_reads(
+    digits, tmp_path, capsys, monkeypatch
+):
+    from benchmarks import budget, train
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the child: threads that wait in turns take long
+    output = tmp_path / "train.json"
+    config, overrides = str(ROOT / "configs/quickstart.yaml"), [f"data.digits={digits}", *TINY]
+    options = {"rounds": 1, "seconds": 0, "updates": 1, "output": output}
+    train.main(
+        [config, *overrides, "--no-timm", *(f"--{name}={value}" for name, value in options.items())]
+    )
+    assert "dali_rsb: limited by" in capsys.readouterr().out
+    written = json.loads(output.read_text())
+    assert written["benchmark"] == "train"
+    triple = written["triples"]["dali_rsb"]
+    assert triple["limit"] in ("loader", "model", "CPU")
+    rate = written["contenders"]["dali_rsb, together"]["img_per_s"]["median"]
+    assert triple["together"]["median"] == rate > 0
+    budget.main([config, *overrides, "--rates", str(output), "--images=1437", "--val-images=360"])
+    assert "measured [1]" in capsys.readouterr().out
+
+
+def test_training_without_images_is_a_mistake():
+    from benchmarks import train
+
+    with pytest.raises(UserError, match=r"data\.train"):
+        train.main([str(ROOT / "configs/a3.yaml"), "--device=cpu"])
+
+
+def test_every_decoding_stage_is_among_the_contenders(settings):
+    from benchmarks.decode import hardware_group, stages_group
+
+    group = stages_group(settings)
+    assert {name for pair in group.increments for name in pair} <= set(group.contenders)
+    assert {name for pair in group.comparisons for name in (pair.ours, pair.theirs)} <= set(
+        group.contenders
+    )
+    assert set(hardware_group(settings, [0.0, 0.65]).contenders) == {
+        f"{stage} {mode}, load {load}"
+        for stage in ("decode", "RandAugment")
+        for mode in ("roi", "full")
+        for load in ("0", "0.65")
+    }
+
+
+@pytest.mark.parametrize("arguments", [[], ["out", "--device", "abacus"], ["out", "--fast"]])
+def test_the_script_says_how_it_is_used(tmp_path, arguments):
+    result = subprocess.run(
+        ["bash", str(ROOT / "benchmarks/gpu.sh"), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "usage: benchmarks/gpu.sh OUT" in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,146 @@
+"""What decoding costs: the crop window against the whole image, by stage and by number of threads.
+
+    python -m benchmarks.decode FOLDER [--device cpu|cuda] [--threads 1 2 ...] [--output FILE]
+
+For each number of threads (and as many CPUs) images/s and CPU ms per image of our graph cut off
+after each stage: read, decode (window, whole image, or one decode for three copies of repeated
+augmentation), resize, RandAugment. On a GPU also the share of images that its JPEG engine decodes:
+the engine decodes whole images, so window and engine compete.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.loader import (
+    REPEATS_OF_RSB,
+    Comparison,
+    Group,
+    group_tables,
+    measure_group,
+    our_loader,
+    our_stage,
+    read_dataset,
+)
+from benchmarks.peers import LoaderSettings
+from benchmarks.report import Work, new_report, report_progress, write_json
+from dali_rsb.data.cpus import available_cpus
+from dali_rsb.errors import UserError, run_command
+
+HW_LOADS = (0.0, 0.3, 0.65, 1.0)
+
+
+def stages_group(settings: LoaderSettings) -> Group:
+    """Our graph cut off after each stage, and whole with either way of decoding."""
+    shared = f"decode shared x{REPEATS_OF_RSB}"
+    plain = replace(settings, randaugment=None)
+    return Group(
+        {
+            "read": partial(our_stage, settings, "read"),
+            "decode roi": partial(our_stage, settings, "decode", "roi"),
+            "decode full": partial(our_stage, settings, "decode", "full"),
+            shared: partial(our_stage, settings, "decode", "shared", REPEATS_OF_RSB),
+            "resize roi": partial(our_loader, plain, "roi"),
+            "resize full": partial(our_loader, plain, "full"),
+            "RandAugment roi": partial(our_loader, settings, "roi"),
+            "RandAugment full": partial(our_loader, settings, "full"),
+        },
+        tuple(
+            Comparison(f"{stage} roi", f"{stage} full")
+            for stage in ("decode", "resize", "RandAugment")
+        ),
+        increments=(
+            ("decode roi", "read"),
+            ("decode full", "read"),
+            (shared, "read"),
+            ("resize roi", "decode roi"),
+            ("resize full", "decode full"),
+            ("RandAugment roi", "resize roi"),
+            ("RandAugment full", "resize full"),
+        ),
+    )
+
+
+def hardware_group(settings: LoaderSettings, loads: Iterable[float]) -> Group:
+    """The whole graph with each share of images for the JPEG engine, and the decoder alone."""
+    contenders = {}
+    for load in loads:
+        with_load = replace(settings, hw_decoder_load=load)
+        for mode in ("roi", "full"):
+            stage = partial(our_stage, with_load, "decode", mode)
+            contenders[f"decode {mode}, load {load:g}"] = stage
+            contenders[f"RandAugment {mode}, load {load:g}"] = partial(our_loader, with_load, mode)
+    return Group(contenders)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.decode",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="folder of class folders")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--size", type=int, default=160, help="side of the images in pixels")
+    parser.add_argument("--randaugment", default="rand-m6-mstd0.5-inc1", metavar="POLICY")
+    parser.add_argument("--threads", type=int, nargs="+", help="default: 1, half and all CPUs")
+    parser.add_argument("--hw-loads", type=float, nargs="+", default=list(HW_LOADS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of a timed section, at least")
+    parser.add_argument("--batches", type=int, default=4, help="of a timed section, at least")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but PyTorch sees no GPU here; use --device cpu")
+    num_cpus = available_cpus()
+    thread_counts = options.threads or sorted({1, max(1, num_cpus // 2), num_cpus})
+    if not all(1 <= threads <= num_cpus for threads in thread_counts):
+        raise UserError(f"--threads: give numbers from 1 to {num_cpus}, the CPUs there are")
+    settings = LoaderSettings(
+        options.folder.absolute(),
+        options.batch,
+        options.size,
+        options.randaugment,
+        num_cpus,
+        options.device,
+    )
+    groups = {
+        f"{threads} threads": stages_group(replace(settings, num_threads=threads))
+        for threads in thread_counts
+    }
+    if options.device == "cuda":
+        groups["hardware decoder"] = hardware_group(settings, options.hw_loads)
+    report = new_report(
+        "decode",
+        {
+            "batch": options.batch,
+            "size_px": options.size,
+            "randaugment": options.randaugment,
+            "threads": thread_counts,
+            "device": options.device,
+            "rounds": options.rounds,
+            "seconds": options.seconds,
+        },
+    )
+    report["dataset"] = read_dataset(settings.data)
+    report["groups"] = {}
+    for name, group in groups.items():
+        threads = int(name.split()[0]) if name.endswith("threads") else num_cpus
+        work = Work(options.seconds, options.batches, num_warmup_batches=4)
+        report["groups"][name] = measure_group(
+            group, work, options.rounds, threads, report_progress
+        )
+        print(f"\n{name}\n\n{group_tables(report['groups'][name])}\n", flush=True)
+        if options.output is not None:  # after each group: a run takes minutes
+            write_json(options.output, report)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,156 @@
+#!/usr/bin/env bash
+# Checks the GPU code, then measures everything: under 8 minutes on one GPU with 16 cores, offline.
+#
+#     benchmarks/gpu.sh OUT [--device cuda|cpu] [--quick]
+#
+# Needs a checkout and its packages (python3 from PATH; test extra: timm, scikit-image, scikit-learn,
+# pytest). Writes JSON and a log of each part into OUT. Each part has a time limit; one that fails or
+# runs out of time does not keep the others from running. The last lines say PASS, FAIL or SKIPPED
+# for each part; the exit code is 1 if a check or a benchmark failed.
+#
+# `--device cpu --quick` is the dry run for machines without a GPU: the same parts with tiny
+# settings. Its numbers mean nothing.
+set -u
+
+usage() { echo "usage: benchmarks/gpu.sh OUT [--device cuda|cpu] [--quick]" >&2; exit 2; }
+
+out="" device=cuda quick=0
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --device) [ $# -ge 2 ] || usage; device=$2; shift 2 ;;
+        --quick) quick=1; shift ;;
+        -*) usage ;;
+        *) [ -z "$out" ] || usage; out=$1; shift ;;
+    esac
+done
+[ -n "$out" ] || usage
+[ "$device" = cuda ] || [ "$device" = cpu ] || usage
+mkdir -p "$out" || exit 2
+out=$(cd "$out" && pwd)
+cd "$(dirname "$0")/.." || exit 2
+
+if [ "$device" = cuda ] && ! python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
+then
+    echo "error: PyTorch sees no GPU here; give --device cpu --quick for a dry run" >&2
+    exit 2
+fi
+
+images=$(mktemp -d) || exit 2
+trap 'rm -rf "$images"' EXIT
+total_s=470
+[ "$quick" = 1 ] && total_s=1200
+failed=0
+summary=()
+
+note() {  # RESULT PART DETAIL
+    summary+=("$(printf '%-8s %-12s %s' "$1" "$2" "$3")")
+    echo "${summary[-1]}"
+}
+
+run() {  # PART LIMIT_S COMMAND...
+    local part=$1 limit_s=$2 start_s=$SECONDS code took
+    shift 2
+    [ "$quick" = 1 ] && limit_s=400
+    if [ $((total_s - SECONDS)) -lt 15 ]; then
+        note SKIPPED "$part" "no time left"
+        return 1
+    fi
+    [ "$limit_s" -gt $((total_s - SECONDS)) ] && limit_s=$((total_s - SECONDS))
+    echo "== $part: $*"
+    timeout --kill-after=10 "$limit_s" "$@" >"$out/$part.log" 2>&1
+    code=$?
+    took="$((SECONDS - start_s)) s"
+    case $code in
+        0) note PASS "$part" "$took"; return 0 ;;
+        124 | 137) note FAIL "$part" "stopped after $took: out of time" ;;
+        *) note FAIL "$part" "exit code $code after $took, see $out/$part.log"
+           tail -n 5 "$out/$part.log" | sed 's/^/    /' ;;
+    esac
+    failed=1
+    return 1
+}
+
+benchmark() {  # NAME LIMIT_S ARGUMENTS...
+    local name=$1 limit_s=$2
+    shift 2
+    if [ ! -f "benchmarks/$name.py" ]; then
+        note SKIPPED "$name" "there is no benchmarks/$name.py"
+        return
+    fi
+    run "$name" "$limit_s" python3 -m "benchmarks.$name" "$@" --output "$out/$name.json"
+}
+
+if [ "$quick" = 1 ]; then
+    count=272 classes=8 # repeated augmentation needs 256
+    model=(--model resnet18 --batch 16 optimizer.batch_size=32 augment.size=64 model.num_classes=8
+           evaluation.size=64 evaluation.batch_per_device=16)
+    loader=(--batch 16 --size 64 --repeats 1 --seconds 0 --batches 2 --only loader)
+    decode=(--batch 16 --size 64 --rounds 1 --seconds 0 --batches 2 --threads 1)
+    step=(--rounds 1 --seconds 0 --updates 1)
+    train=(--rounds 1 --seconds 0 --updates 1)
+    mix=(--batch 8 --size 64 --rounds 1 --seconds 0.01)
+    kernel=(--rounds 1 --seconds 0.01)
+    parity=(--num-images 8 --size 64)
+else
+    # The recipe A3 as it stands; as many images as two updates need.
+    count=4096 classes=1000
+    model=()
+    loader=(--batch 256 --size 160 --repeats 2 --seconds 1.5 --batches 8 --only loader)
+    decode=(--batch 256 --size 160 --rounds 2 --seconds 1 --batches 4 --threads "$(nproc)"
+            --hw-loads 0 0.65 1)
+    step=(--rounds 2 --seconds 1 --updates 2 --vary run.compile=false,true)
+    train=(--rounds 3 --seconds 2 --updates 3)
+    mix=(--batch 256 --size 160 --rounds 3 --seconds 0.3)
+    kernel=(--rounds 3 --seconds 0.3)
+    parity=(--num-images 64)
+fi
+[ "$device" = cpu ] && export CUDA_VISIBLE_DEVICES=""
+
+if run images 90 python3 -m benchmarks.imagenet_like "$images/data" --images "$count" \
+    --classes "$classes"
+then
+    data=$images/data
+    run parity 70 python3 -m dali_rsb.parity "$data" "${parity[@]}" --device "$device" \
+        --output "$out/parity"
+else
+    data=""
+    note SKIPPED parity "no images"
+fi
+if [ "$device" = cpu ]; then
+    # The tests are collected, so that a broken one is found here; none can run.
+    run collect 60 python3 -m pytest -m gpu -q --collect-only tests -p no:cacheprovider
+    note SKIPPED kernels "--device cpu: the tests were collected, none was run"
+else
+    run kernels 120 python3 -m pytest -m gpu -q tests -p no:cacheprovider
+fi
+a3=(configs/a3.yaml "${model[@]}" --device "$device")
+if [ -n "$data" ]; then
+    benchmark train 110 "${a3[@]}" data.train="$data" "${train[@]}"
+else
+    note SKIPPED train "no images"
+fi
+benchmark step 180 "${a3[@]}" "${step[@]}"
+for name in mix loss optimizer; do
+    options=("${kernel[@]}")
+    [ "$name" = mix ] && options=("${mix[@]}")
+    [ "$name$quick" = optimizer1 ] && options+=(--model resnet18)
+    benchmark "$name" 60 --device "$device" "${options[@]}"
+done
+if [ -n "$data" ]; then
+    benchmark loader 110 "$data" --device "$device" "${loader[@]}"
+    benchmark decode 110 "$data" --device "$device" "${decode[@]}"
+else
+    note SKIPPED loader "no images"
+    note SKIPPED decode "no images"
+fi
+if [ -f "$out/train.json" ]; then
+    benchmark budget 30 configs/a3.yaml --rates "$out/train.json" $(
+        [ "$quick" = 1 ] && echo model.name=resnet18 augment.size=64)
+else
+    note SKIPPED budget "no rates"
+fi
+
+echo
+echo "results in $out after $SECONDS s"
+printf '%s\n' "${summary[@]}" | tee "$out/summary.txt"
+exit $failed
