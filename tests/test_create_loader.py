@@ -192,6 +192,7 @@ def test_training_with_mixing(many, mode, minmax):
 
 
 def test_mixing_is_switched_off_for_the_next_epoch(many):
+    torch.manual_seed(0)  # the draws' seed: one box in sixteen is empty in images this small
     collate = _mixup(mixup_alpha=0.0)
     dataset = timm_data.create_dataset("", str(many))
     options = RECIPE | {"auto_augment": None, "color_jitter": None, "hflip": 0.0, "ratio": [1, 1]}
