@@ -100,6 +100,7 @@ def our_loader(
         device=device,
         prefetch=PREFETCH,
         hw_decoder_load=settings.hw_decoder_load,
+        source=samples.index.image_source,
     )
     loader = Loader(samples, build, device, PREFETCH, BadImages(samples.index, "raise"))
     batches = loader.batches(endless_specs(samples))

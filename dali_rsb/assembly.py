@@ -187,7 +187,7 @@ def train_loader(
     settings = loader_settings(config, samples.index, processes, batch)
     build = train_graph(
         samples.transform,
-        batch_size=batch,
+        batch_size=batch * settings.batches_per_run,
         num_threads=settings.threads,
         device=processes.device,
         prefetch=settings.prefetch,
@@ -198,7 +198,14 @@ def train_loader(
     if bad_images is None:
         data = config.data
         bad_images = BadImages(samples.index, data.on_bad_image, data.max_bad_fraction)
-    return Loader(samples, build, processes.device, settings.prefetch, bad_images)
+    return Loader(
+        samples,
+        build,
+        processes.device,
+        settings.prefetch,
+        bad_images,
+        settings.batches_per_run,
+    )
 
 
 def eval_loader(
@@ -210,7 +217,8 @@ def eval_loader(
     would be counted twice. Tuning says nothing about this graph: a checkpoint has one accuracy,
     before and after.
     """
-    settings, defaults = config.evaluation, default_settings(processes)
+    settings = config.evaluation
+    defaults = default_settings(processes, settings.batch_per_device)
     load = config.data.hw_decoder_load
     layout = EvalLayout(len(index), settings.batch_per_device, processes.world_size, processes.rank)
     samples = EvalSamples(index, layout, EvalGeometry(settings.size, settings.crop_ratio))

@@ -3,9 +3,10 @@
 Finds the fastest settings of the training loader for this machine and the images of a
 configuration, by running the loader itself (the training graph with its augmentation), and stores
 them for training to pick up. What is measured is the loader alone. On a GPU machine these are
-threads, prefetch depth, window or whole-image decoding and the share of the JPEG engine. Without a
-GPU, model and loader share the CPUs, so that more loader threads would only take from the model:
-threads stay at this process's share of the CPUs. Keys that the configuration sets are left alone.
+threads, prefetch depth, batches in one run of the graph, window or whole-image decoding and the
+share of the JPEG engine. Without a GPU, model and loader share the CPUs, so that more loader
+threads would only take from the model: threads stay at this process's share of the CPUs. Keys that
+the configuration sets are left alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -108,12 +109,12 @@ def tune(config: Config, this_process: Processes, seconds: float) -> Tuned:
     """
     index = open_training(config)
     batch = device_batch(config, this_process)
-    start = _starting_point(config, this_process)
+    start = _starting_point(config, this_process, batch)
     space = search_space(config, this_process, start)
     if not space.names:
         raise UserError(
             "the configuration sets every setting that could be tuned: leave out data.threads, "
-            "data.prefetch, data.decode or data.hw_decoder_load"
+            "data.prefetch, data.batches_per_run, data.decode or data.hw_decoder_load"
         )
     logger.info("tuning the loader alone for %s, %s", index.origin, _scope(this_process, batch))
     meter = LoaderMeter(config, index, this_process, batch, seconds / _MEASUREMENTS)
@@ -172,14 +173,14 @@ class LoaderMeter:
         loader = train_loader(config, samples, self._process, self._bad_images)
         batches = loader.batches(self._specs)
         try:
+            runs = _whole_runs(batches, settings.batches_per_run)
             for _ in range(settings.prefetch + 1):
-                next(batches)
+                next(runs)
             self._wait_for_device()
             num_batches = 0
             cpu_start_s, start_s = time.process_time(), time.perf_counter()
             while num_batches < _MIN_BATCHES or time.perf_counter() - start_s < self._seconds:
-                next(batches)
-                num_batches += 1
+                num_batches += next(runs)
             self._wait_for_device()
             wall_s, cpu_s = time.perf_counter() - start_s, time.process_time() - cpu_start_s
         finally:
@@ -191,6 +192,14 @@ class LoaderMeter:
     def _wait_for_device(self) -> None:
         if self._process.device.type == "cuda":
             torch.cuda.synchronize(self._process.device)
+
+
+def _whole_runs(batches: Iterator[object], batches_per_run: int) -> Iterator[int]:
+    """Take the batches run by run: those of a run come all at once."""
+    while True:
+        for _ in range(batches_per_run):
+            next(batches)
+        yield batches_per_run
 
 
 def search_space(config: Config, this_process: Processes, start: LoaderSettings) -> Space:
@@ -205,18 +214,25 @@ def search_space(config: Config, this_process: Processes, start: LoaderSettings)
     threads: list[int] = []
     if on_gpu and data.threads is None:
         threads = sorted({max(1, round(start.threads * f)) for f in (0.5, 0.75, 1, 1.5, 2)})
+    batches_per_run: list[int] = []
+    if data.batches_per_run is None:
+        start_runs = start.batches_per_run
+        batches_per_run = sorted({1, start_runs, 2 * start_runs})
     return Space(
         decoding=[(mode, load) for mode in modes for load in loads],
         threads=threads,
         prefetch=[2, 3, 5] if data.prefetch is None else [],
+        batches_per_run=batches_per_run,
     )
 
 
-def _starting_point(config: Config, this_process: Processes) -> LoaderSettings:
+def _starting_point(
+    config: Config, this_process: Processes, batch_per_device: int
+) -> LoaderSettings:
     """The defaults, but for the keys that the configuration sets."""
     given = {name: getattr(config.data, name) for name in NAMES}
     given = {name: value for name, value in given.items() if value is not None}
-    return LoaderSettings(**{**asdict(default_settings(this_process)), **given})
+    return LoaderSettings(**{**asdict(default_settings(this_process, batch_per_device)), **given})
 
 
 def _scope(this_process: Processes, batch: int) -> str:

@@ -21,7 +21,7 @@ NUM_ROUNDS = 3
 IDLE_BELOW = 0.6
 # Share of the time by which each part of the search ends. The last part compares the choice with
 # the defaults once more: of many candidates one wins by luck.
-_ENDS = {"decode": 0.45, "threads": 0.7, "prefetch": 0.82, "confirm": 1.0}
+_ENDS = {"decode": 0.4, "threads": 0.6, "prefetch": 0.72, "batches_per_run": 0.84, "confirm": 1.0}
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Space:
     decoding: Sequence[tuple[DecodeSetting, float]] = ()
     threads: Sequence[int] = ()
     prefetch: Sequence[int] = ()
+    batches_per_run: Sequence[int] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -52,6 +53,7 @@ class Space:
         values: dict[str, Sequence[object]] = {
             "threads": self.threads,
             "prefetch": self.prefetch,
+            "batches_per_run": self.batches_per_run,
             "decode": [mode for mode, _ in self.decoding],
             "hw_decoder_load": [load for _, load in self.decoding],
         }
@@ -105,6 +107,8 @@ class Search:
         threads = [n for n in space.threads if n <= share or self._leaves_cpus_idle(best, share)]
         best, _ = self._race("threads", best, [replace(best, threads=n) for n in threads])
         best, _ = self._race("prefetch", best, [replace(best, prefetch=n) for n in space.prefetch])
+        several = [replace(best, batches_per_run=n) for n in space.batches_per_run]
+        best, _ = self._race("batches_per_run", best, several)
         gain = 1.0
         if best != default:
             best, gain = self._race("confirm", default, [best])

@@ -1,6 +1,7 @@
 """The loader: order, ownership of its tensors, bad images, and one epoch for any process count."""
 
 import logging
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -46,12 +47,16 @@ def _train_samples(index, layout, **options):
     return TrainSamples(index, layout, TRANSFORM, MixPolicy(0.1, 1.0, group_size=16), **options)
 
 
-def _train_loader(samples, prefetch=2, **options):
-    batch = samples.layout.batch_per_device
+def _train_loader(samples, prefetch=2, batches_per_run=1, **options):
     build = train_graph(
-        samples.transform, batch_size=batch, num_threads=1, device=CPU, prefetch=prefetch
+        samples.transform,
+        batch_size=samples.layout.batch_per_device * batches_per_run,
+        num_threads=1,
+        device=CPU,
+        prefetch=prefetch,
     )
-    return Loader(samples, build, CPU, prefetch, BadImages(samples.index, **options))
+    bad_images = BadImages(samples.index, **options)
+    return Loader(samples, build, CPU, prefetch, bad_images, batches_per_run)
 
 
 def _eval_loader(index, batch, prefetch=2, policy="raise", **options):
@@ -111,14 +116,15 @@ def test_an_update_has_the_same_samples_and_draws_on_any_number_of_processes(tmp
             specs = list(samples.specs(epoch=2))[3 * micro_batches : 4 * micro_batches]
             for spec, batch in zip(specs, _train_loader(samples).batches(specs), strict=True):
                 prepared = samples.prepare(spec)
+                (mix,) = prepared.mixes
                 for row, position in enumerate(spec.positions):
                     drawn = [
-                        prepared.mix.lam[row].item(),
-                        prepared.mix.pixel_lam[row].item(),
-                        prepared.mix.box[row].tolist(),
+                        prepared.mixes[0].lam[row].item(),
+                        mix.pixel_lam[row].item(),
+                        mix.box[row].tolist(),
                     ]
                     if copies == "together":  # partners cross processes where copies are spread
-                        drawn.append(spec.positions[int(prepared.mix.partner[row])])
+                        drawn.append(spec.positions[int(mix.partner[row])])
                     for name in sorted(prepared.inputs):
                         drawn.append((name, np.asarray(prepared.inputs[name][row]).tolist()))
                     pixels = batch.images[row].numpy().tobytes()
@@ -141,6 +147,34 @@ def test_entering_an_epoch_in_the_middle(index):
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.labels, b.labels)
         assert torch.equal(a.mixing.lam, b.mixing.lam)
+
+
+def _assert_same(batches, others):
+    for a, b in zip(batches, others, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.labels, b.labels)
+        for field in fields(a.mixing):
+            assert torch.equal(getattr(a.mixing, field.name), getattr(b.mixing, field.name))
+
+
+@pytest.mark.parametrize(("decode_mode", "repeats"), [("roi", 1), ("shared", 3)])
+def test_batches_that_share_runs_of_the_graph_are_the_same(tmp_path, decode_mode, repeats):
+    index = open_index(_make_folder(tmp_path, 256), progress=False)
+    samples = _train_samples(index, BatchLayout(16, 8), repeats=repeats)
+    samples = replace(samples, transform=replace(TRANSFORM, decode_mode=decode_mode))
+    # Runs of 3 batches reach from one epoch into the next, and the last one is short.
+    specs = list(samples.stream(0, 2, first_update=1))
+    assert len(specs) % 3 > 0
+    alone = list(_train_loader(samples).batches(specs))
+    _assert_same(_train_loader(samples, batches_per_run=3).batches(specs), alone)
+    stopped = _train_loader(samples, batches_per_run=3)
+    for _, batch in zip(range(4), stopped.batches(specs), strict=False):
+        del batch
+    _assert_same(stopped.batches(specs[5:]), alone[5:])
+    # A broken image has the same stand-in, and the batches beside it are untouched.
+    _break(index, [5, 40])
+    alone = list(_train_loader(samples, max_fraction=0.1).batches(specs))
+    _assert_same(_train_loader(samples, 2, 3, max_fraction=0.1).batches(specs), alone)
 
 
 def _break(index, images):
@@ -200,5 +234,5 @@ def test_a_file_that_vanished_is_replaced_too(tmp_path):
 
 def test_mixing_stops_at_its_off_epoch(index):
     samples = _train_samples(index, BatchLayout(16, 16), mixing_off_epoch=2)
-    lams = [samples.prepare(next(samples.specs(epoch))).mix.lam for epoch in range(4)]
+    lams = [samples.prepare(next(samples.specs(epoch))).mixes[0].lam for epoch in range(4)]
     assert [bool((lam == 1).all()) for lam in lams] == [False, False, True, True]

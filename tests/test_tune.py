@@ -213,16 +213,16 @@ def test_given_keys_win_over_tuned_ones_and_those_over_the_defaults(digits, cach
     def settings(config):
         return loader_settings(config, index, CPU, 96)
 
-    assert settings(config) == LoaderSettings(6)
+    assert settings(config) == LoaderSettings(6, batches_per_run=2)
     _store(config)
-    assert settings(config) == LoaderSettings(6, prefetch=5, decode="full")
+    assert settings(config) == LoaderSettings(6, prefetch=5, batches_per_run=2, decode="full")
     given = _config(digits, "data.prefetch=4", "data.threads=2", "data.hw_decoder_load=0.5")
-    assert settings(given) == LoaderSettings(2, 4, "full", 0.5)
+    assert settings(given) == LoaderSettings(2, 4, 2, "full", 0.5)
     # Another augmentation, batch or number of processes has not been tuned.
     assert settings(_config(digits, "augment.randaugment=null")).prefetch == 3
     assert loader_settings(config, index, CPU, 48).prefetch == 3
     two = Processes(torch.device("cpu"), world_size=2, local_world_size=2)
-    assert loader_settings(config, index, two, 96) == LoaderSettings(3)
+    assert loader_settings(config, index, two, 96) == LoaderSettings(3, batches_per_run=2)
 
 
 def test_training_uses_tuned_settings_and_says_so(digits, cache, caplog):
@@ -230,7 +230,8 @@ def test_training_uses_tuned_settings_and_says_so(digits, cache, caplog):
     _store(config)
     samples = train_samples(config, open_training(config), CPU, 96)
     assert samples.transform.decode_mode == "full"
-    assert train_loader(config, samples, CPU).prefetch == 5
+    loader = train_loader(config, samples, CPU)
+    assert (loader.prefetch, loader.batches_under_way) == (5, 10)
     trainer = Trainer(config, CPU)
     assert trainer.loader.prefetch == 5
     with caplog.at_level(logging.INFO):
@@ -244,14 +245,15 @@ def test_training_uses_tuned_settings_and_says_so(digits, cache, caplog):
 def _search_space(config, monkeypatch, device="cpu", engines=7, **processes):
     monkeypatch.setattr(command, "count_jpeg_engines", lambda: engines)
     this_process = Processes(torch.device(device), **processes)
-    start = command._starting_point(config, this_process)
+    start = command._starting_point(config, this_process, 96)
     return command.search_space(config, this_process, start)
 
 
 def test_on_a_cpu_threads_keep_their_share(digits, monkeypatch):
     space = _search_space(_config(digits), monkeypatch)
-    assert space.names == ("prefetch", "decode")
-    assert _search_space(_config(digits, "data.decode=roi"), monkeypatch).names == ("prefetch",)
+    assert space.names == ("prefetch", "batches_per_run", "decode")
+    given = _config(digits, "data.decode=roi", "data.prefetch=2")
+    assert _search_space(given, monkeypatch).names == ("batches_per_run",)
 
 
 def test_on_a_gpu_all_is_searched_but_what_is_given(digits, monkeypatch):
@@ -264,15 +266,16 @@ def test_on_a_gpu_all_is_searched_but_what_is_given(digits, monkeypatch):
     assert _search_space(config, monkeypatch, "cuda", engines=0).names == (
         "threads",
         "prefetch",
+        "batches_per_run",
         "decode",
     )
     given = _config(digits, "data.threads=5", "data.hw_decoder_load=0.8", "data.decode=full")
-    assert _search_space(given, monkeypatch, "cuda").names == ("prefetch",)
+    assert _search_space(given, monkeypatch, "cuda").names == ("prefetch", "batches_per_run")
 
 
 def test_repeated_augmentation_leaves_the_decoding_alone(digits, monkeypatch):
     config = _config(digits, "augment.repeats=3")
-    assert _search_space(config, monkeypatch).names == ("prefetch",)
+    assert _search_space(config, monkeypatch).names == ("prefetch", "batches_per_run")
 
 
 def _run_command(monkeypatch, *arguments):
@@ -293,7 +296,7 @@ def test_the_command_measures_stores_and_prints(digits, cache, monkeypatch, caps
     assert "CPU ms/img" in output.out
     assert "of 5 s  threads=" in output.err
     found = store.find_tuned(config, open_training(config), CPU, 96)
-    assert found.settings.keys() == {"prefetch", "decode"}
+    assert found.settings.keys() == {"prefetch", "batches_per_run", "decode"}
     assert found.img_per_s > 0
     assert loader_settings(config, open_training(config), CPU, 96).prefetch in (2, 3, 5)
 
@@ -326,7 +329,11 @@ def test_mistakes_are_user_errors(monkeypatch, arguments, message):
 
 def test_nothing_left_to_tune_is_a_user_error(digits, cache):
     with pytest.raises(UserError, match="every setting"):
-        command.tune(_config(digits, "data.prefetch=2", "data.decode=roi"), CPU, seconds=5)
+        command.tune(
+            _config(digits, "data.prefetch=2", "data.decode=roi", "data.batches_per_run=1"),
+            CPU,
+            seconds=5,
+        )
     assert not cache.exists()
 
 

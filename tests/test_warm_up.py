@@ -112,9 +112,9 @@ class _Recorder:
         self.samples = samples
         self.specs = []
 
-    def prepare(self, spec):
-        self.specs.append(spec)
-        return self.samples.prepare(spec)
+    def prepare(self, *specs):
+        self.specs.extend(specs)
+        return self.samples.prepare(*specs)
 
 
 @pytest.mark.parametrize("decode_mode", ["roi", "full"])
@@ -160,7 +160,7 @@ def test_an_evaluation_is_the_same_after_a_warm_up(index):
 
 
 class _FailingLoader:
-    prefetch = 2
+    batches_under_way = 2
 
     def __init__(self, message):
         self._message = message

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from dali_rsb.data.bad_images import BadImages
 from dali_rsb.data.graph_runner import GraphRunner
-from dali_rsb.data.samples import BatchSpec, PreparedBatch, replace_indices
+from dali_rsb.data.mixing import MixDraws
+from dali_rsb.data.samples import BatchSpec, PreparedRun, joined_indices, replace_indices
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class Batch:
     """One device batch.
 
     Attributes:
-        images: uint8 [B, H, W, 3], contiguous, owned by this batch.
+        images: uint8 [B, H, W, 3], contiguous; no later batch overwrites them.
         labels: int64 [B].
         num_valid: rows from here on are padding (evaluation only).
         mixing: who mixes with whom, or None.
@@ -51,20 +53,33 @@ class Batch:
 class Samples(Protocol):
     """What the loader loads: `TrainSamples` or `EvalSamples`."""
 
-    def prepare(self, spec: BatchSpec) -> PreparedBatch:
-        """Turn indices and positions into the graph's inputs."""
+    def prepare(self, *specs: BatchSpec) -> PreparedRun:
+        """Turn indices and positions into the inputs of one run of the graph."""
         ...
 
 
+@dataclass(frozen=True)
+class _Run:
+    """One run of the graph that is under way, and the batches that come of it."""
+
+    specs: tuple[BatchSpec, ...]
+    prepared: PreparedRun
+
+
 class Loader:
-    """Decodes batches through a DALI graph, `prefetch` of them ahead of the one in use.
+    """Decodes batches through a DALI graph, some of them ahead of the one in use.
+
+    A run of the graph has a fixed cost, operator by operator; where batches are small, several of
+    them share a run. The images of a run are one tensor, freed with the last of its batches.
 
     Args:
         samples: says what a batch specification means.
-        build_pipeline: makes the graph; its inputs must be those that `samples` prepares.
+        build_pipeline: makes the graph; its inputs must be those that `samples` prepares, and its
+            batch size must suffice for a run.
         device: where labels and draws go; the graph's own device.
-        prefetch: batches under way; the pipeline must have been built with the same depth.
+        prefetch: runs under way; the pipeline must have been built with the same depth.
         bad_images: what to do about images that cannot be decoded.
+        batches_per_run: how many batches share a run.
     """
 
     def __init__(
@@ -74,16 +89,23 @@ class Loader:
         device: torch.device,
         prefetch: int,
         bad_images: BadImages,
+        batches_per_run: int = 1,
     ) -> None:
         self._samples = samples
         self._device = device
         self._runner = GraphRunner(build_pipeline, prefetch)
         self._bad_images = bad_images
+        self._batches_per_run = batches_per_run
 
     @property
     def prefetch(self) -> int:
-        """Batches under way."""
+        """Runs of the graph under way."""
         return self._runner.prefetch
+
+    @property
+    def batches_under_way(self) -> int:
+        """Batches in all runs under way."""
+        return self.prefetch * self._batches_per_run
 
     def with_samples(self, samples: Samples) -> Loader:
         """A view of this loader, with its pipeline and its bad images, that loads other samples."""
@@ -97,14 +119,15 @@ class Loader:
         Raises:
             UserError: an image cannot be decoded and may not be replaced.
         """
-        waiting: deque[tuple[BatchSpec, PreparedBatch]] = deque()
+        waiting: deque[_Run] = deque()
+        specs = iter(specs)
         try:
-            for spec in specs:
-                waiting.append((spec, self._submit(spec)))
-                if len(waiting) == self._runner.prefetch:
-                    yield self._take(waiting)
+            while of_run := tuple(itertools.islice(specs, self._batches_per_run)):
+                waiting.append(self._submit(of_run))
+                if len(waiting) == self.prefetch:
+                    yield from self._take(waiting)
             while waiting:
-                yield self._take(waiting)
+                yield from self._take(waiting)
         finally:
             self._runner.discard()
 
@@ -112,46 +135,47 @@ class Loader:
         """Free the pipeline with its threads and buffers; the next batch builds it anew."""
         self._runner.reset()
 
-    def _submit(self, spec: BatchSpec) -> PreparedBatch:
-        spec = replace_indices(spec, self._bad_images.replacements)
-        prepared = self._samples.prepare(spec)
-        self._bad_images.conversions.substitute(prepared.images, spec.indices)
+    def _submit(self, specs: tuple[BatchSpec, ...]) -> _Run:
+        specs = tuple(replace_indices(spec, self._bad_images.replacements) for spec in specs)
+        prepared = self._samples.prepare(*specs)
+        self._bad_images.conversions.substitute(prepared.images, joined_indices(specs))
         self._runner.submit(prepared.inputs)
-        return prepared
+        return _Run(specs, prepared)
 
-    def _take(self, waiting: deque[tuple[BatchSpec, PreparedBatch]]) -> Batch:
+    def _take(self, waiting: deque[_Run]) -> Iterator[Batch]:
         while True:
             try:
                 images = self._runner.take()
             except RuntimeError as error:
                 self._recover(waiting, error)
             else:
-                spec, prepared = waiting.popleft()
-                return self._assemble(images, spec, prepared)
+                return self._assemble(images, waiting.popleft())
 
-    def _recover(
-        self, waiting: deque[tuple[BatchSpec, PreparedBatch]], error: RuntimeError
-    ) -> None:
-        """Replace the images that made the graph fail and start the batches under way again."""
-        specs = [spec for spec, _ in waiting]
-        indices = np.unique(np.concatenate([spec.indices for spec in specs]))
+    def _recover(self, waiting: deque[_Run], error: RuntimeError) -> None:
+        """Replace the images that made the graph fail and start the runs under way again."""
+        runs = [run.specs for run in waiting]
+        indices = np.unique(np.concatenate([joined_indices(specs) for specs in runs]))
         self._bad_images.find(indices, error)
         self._runner.reset()
         waiting.clear()
-        waiting.extend((spec, self._submit(spec)) for spec in specs)
+        waiting.extend(self._submit(specs) for specs in runs)
 
-    def _assemble(self, images: Tensor, spec: BatchSpec, prepared: PreparedBatch) -> Batch:
-        mix = prepared.mix
-        mixing = None
-        if mix is not None:
-            mixing = Mixing(
-                partner=self._to_device(mix.partner),
-                pixel_lam=self._to_device(mix.pixel_lam),
-                box=self._to_device(mix.box),
-                lam=self._to_device(mix.lam),
-            )
-        labels = self._to_device(prepared.labels.astype(np.int64))
-        return Batch(images, labels, spec.num_valid, mixing)
+    def _assemble(self, images: Tensor, run: _Run) -> Iterator[Batch]:
+        labels = self._to_device(run.prepared.labels.astype(np.int64))
+        sizes = [len(spec.indices) for spec in run.specs]
+        parts = zip(images.split(sizes), labels.split(sizes), strict=True)
+        for spec, mix, (part, of_part) in zip(run.specs, run.prepared.mixes, parts, strict=True):
+            yield Batch(part, of_part, spec.num_valid, self._mixing(mix))
+
+    def _mixing(self, mix: MixDraws | None) -> Mixing | None:
+        if mix is None:
+            return None
+        return Mixing(
+            partner=self._to_device(mix.partner),
+            pixel_lam=self._to_device(mix.pixel_lam),
+            box=self._to_device(mix.box),
+            lam=self._to_device(mix.lam),
+        )
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))

@@ -6,6 +6,7 @@ is what makes the data path a pure function.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 
 import numpy as np
@@ -21,6 +22,10 @@ class Stream(IntEnum):
     MIXING = 3
     VERTICAL_FLIP = 4
     ERASING = 5
+
+
+# Gives the uniforms [rows, width] of one purpose for some rows, wherever these stand.
+Draw = Callable[[Stream, int], np.ndarray]
 
 
 def uniforms(seed: int, epoch: int, stream: Stream, positions: range, width: int) -> np.ndarray:

@@ -5,7 +5,7 @@ Everything here is a pure function of (seed, epoch, position) and the dataset in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from dali_rsb.data.crops import CROP_UNIFORMS, EvalGeometry, Windows, random_resized_crop
 from dali_rsb.data.index import DatasetIndex
 from dali_rsb.data.mixing import MixDraws, MixPolicy
-from dali_rsb.data.philox import Stream, uniforms
+from dali_rsb.data.philox import Draw, Stream, uniforms
 from dali_rsb.data.randaugment import RandAugmentPolicy
 from dali_rsb.data.sampler import BatchLayout, EvalLayout, epoch_length, epoch_order
 from pipelines.decoding import INTERPOLATIONS, DecodeMode
@@ -50,22 +50,25 @@ class TrainTransform:
         return 0 if self.randaugment is None else self.randaugment.num_layers
 
     def graph_inputs(
-        self, seed: int, epoch: int, positions: range, widths: np.ndarray, heights: np.ndarray
+        self, draw: Draw, widths: np.ndarray, heights: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Draw the batch's augmentations as inputs of the training graph, the images left out."""
-        numbers = uniforms(seed, epoch, Stream.CROP, positions, INTERPOLATION + 1)
+        """Draw the augmentations as inputs of the training graph, the images left out.
+
+        Args:
+            draw: gives the uniforms of the rows.
+            widths, heights: [rows], of the images in pixels.
+        """
+        numbers = draw(Stream.CROP, INTERPOLATION + 1)
         windows = random_resized_crop(
             widths, heights, numbers[:, :CROP_UNIFORMS], self.scale, self.ratio
         )
         inputs = self._window_inputs(windows, flip=numbers[:, FLIP] < self.hflip)
         inputs["interpolation"] = self._interpolations(numbers[:, INTERPOLATION])
         if self.vflip > 0:
-            numbers = uniforms(seed, epoch, Stream.VERTICAL_FLIP, positions, 1)
+            numbers = draw(Stream.VERTICAL_FLIP, 1)
             _swap_ends(inputs["start"], inputs["end"], numbers[:, 0] < self.vflip, axis=0)
         if self.randaugment is not None:
-            width = self.randaugment.num_uniforms
-            numbers = uniforms(seed, epoch, Stream.RANDAUGMENT, positions, width)
-            draws = self.randaugment.draw(numbers)
+            draws = self.randaugment.draw(draw(Stream.RANDAUGMENT, self.randaugment.num_uniforms))
             inputs |= self.randaugment.to_operands(draws, (self.size_px, self.size_px))
         return inputs
 
@@ -104,12 +107,18 @@ class BatchSpec:
 
 
 @dataclass(frozen=True)
-class PreparedBatch:
-    """A batch ready to be decoded: the graph's inputs, labels int64 [B], and the mixing."""
+class PreparedRun:
+    """One run of the graph: the rows of one or more batches, one batch after the other.
+
+    Attributes:
+        inputs: of the graph, by name.
+        labels: int64 [rows].
+        mixes: the mixing of each batch, or None.
+    """
 
     inputs: dict[str, Any]
     labels: np.ndarray
-    mix: MixDraws | None = None
+    mixes: tuple[MixDraws | None, ...]
 
     @property
     def images(self) -> list[np.ndarray]:
@@ -149,15 +158,19 @@ class TrainSamples:
         for number in range(epoch, end_epoch):
             yield from self.specs(number, first_update if number == epoch else 0)
 
-    def prepare(self, spec: BatchSpec) -> PreparedBatch:
-        index, indices = self.index, spec.indices
+    def prepare(self, *specs: BatchSpec) -> PreparedRun:
+        index, indices = self.index, joined_indices(specs)
+
+        def draw(stream: Stream, width: int) -> np.ndarray:
+            numbers = [uniforms(self.seed, s.epoch, stream, s.positions, width) for s in specs]
+            return np.concatenate(numbers)
+
         inputs: dict[str, Any] = {index.image_source: index.image_arrays(indices)}
         if self.transform.decode_mode == "shared":
             inputs |= shared_decode_inputs(indices)
-        inputs |= self.transform.graph_inputs(
-            self.seed, spec.epoch, spec.positions, index.widths[indices], index.heights[indices]
-        )
-        return PreparedBatch(inputs, np.asarray(index.labels[indices]), self._mix(spec))
+        inputs |= self.transform.graph_inputs(draw, index.widths[indices], index.heights[indices])
+        mixes = tuple(self._mix(spec) for spec in specs)
+        return PreparedRun(inputs, np.asarray(index.labels[indices]), mixes)
 
     def _mix(self, spec: BatchSpec) -> MixDraws | None:
         if self.mixing is None:
@@ -181,12 +194,17 @@ class EvalSamples:
         for indices, num_valid in self.layout.batches():
             yield BatchSpec(indices, num_valid)
 
-    def prepare(self, spec: BatchSpec) -> PreparedBatch:
-        index, indices = self.index, spec.indices
+    def prepare(self, *specs: BatchSpec) -> PreparedRun:
+        index, indices = self.index, joined_indices(specs)
         start, end = self.geometry.source_windows(index.widths[indices], index.heights[indices])
         images = index.image_arrays(indices)
         inputs = {index.image_source: images, "start": start, "end": end}
-        return PreparedBatch(inputs, np.asarray(index.labels[indices]))
+        return PreparedRun(inputs, np.asarray(index.labels[indices]), (None,) * len(specs))
+
+
+def joined_indices(specs: Sequence[BatchSpec]) -> np.ndarray:
+    """The images of some batches, one batch after the other: int64 [rows]."""
+    return np.concatenate([spec.indices for spec in specs])
 
 
 def shared_decode_inputs(indices: np.ndarray) -> dict[str, np.ndarray]:

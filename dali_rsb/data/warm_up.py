@@ -19,7 +19,13 @@ import numpy as np
 
 from dali_rsb.data.index import DatasetIndex
 from dali_rsb.data.loader import Loader
-from dali_rsb.data.samples import BatchSpec, EvalSamples, PreparedBatch, TrainSamples
+from dali_rsb.data.samples import (
+    BatchSpec,
+    EvalSamples,
+    PreparedRun,
+    TrainSamples,
+    joined_indices,
+)
 from dali_rsb.errors import UserError
 
 # Positions of the coming epochs that are searched for the largest batches: thirteen epochs of
@@ -40,10 +46,10 @@ class WholeImages:
     def __init__(self, samples: TrainSamples) -> None:
         self._samples = samples
 
-    def prepare(self, spec: BatchSpec) -> PreparedBatch:
-        index = self._samples.index
-        prepared = self._samples.prepare(spec)
-        size = np.stack([index.heights[spec.indices], index.widths[spec.indices]], axis=1)
+    def prepare(self, *specs: BatchSpec) -> PreparedRun:
+        index, indices = self._samples.index, joined_indices(specs)
+        prepared = self._samples.prepare(*specs)
+        size = np.stack([index.heights[indices], index.widths[indices]], axis=1)
         inputs = dict(prepared.inputs)
         inputs |= {"start": np.zeros(size.shape, np.float32), "end": size.astype(np.float32)}
         if "anchor" in inputs:
@@ -70,7 +76,7 @@ def warm_up_training(
     """
     last_epoch = epoch + max(1, _MAX_POSITIONS // len(samples.index))
     specs = samples.stream(epoch, min(end_epoch, last_epoch), first_update)
-    largest = largest_batches(specs, _pixels(samples.index), loader.prefetch)
+    largest = largest_batches(specs, _pixels(samples.index), loader.batches_under_way)
     return _run(loader.with_samples(WholeImages(samples)), largest, samples.index)
 
 
@@ -80,7 +86,7 @@ def warm_up_evaluation(loader: Loader, samples: EvalSamples) -> int:
     Raises:
         UserError: they do not fit into memory, or an image cannot be decoded.
     """
-    largest = largest_batches(samples.specs(), _pixels(samples.index), loader.prefetch)
+    largest = largest_batches(samples.specs(), _pixels(samples.index), loader.batches_under_way)
     return _run(loader, largest, samples.index)
 
 

@@ -251,9 +251,7 @@ class Comparison:
     ) -> Image.Image:
         # In this mode the inputs hold the window in whole pixels.
         inputs = replace(transform, decode_mode="roi", randaugment=None).graph_inputs(
-            0,
-            spec.epoch,
-            spec.positions,
+            lambda stream, width: uniforms(0, spec.epoch, stream, spec.positions, width),
             self._index.widths[spec.indices],
             self._index.heights[spec.indices],
         )
