@@ -39,7 +39,7 @@ from benchmarks.report import (
     write_json,
 )
 from dali_rsb.data.cpus import available_cpus
-from dali_rsb.data.digits import write_digits
+from dali_rsb.data.dataset.digits import write_digits
 from dali_rsb.errors import UserError, run_command
 
 IMPORT = "from timm.data import create_dataset, create_loader, "

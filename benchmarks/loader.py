@@ -48,11 +48,11 @@ from benchmarks.report import (
 )
 from dali_rsb.data.bad_images import BadImages
 from dali_rsb.data.cpus import available_cpus
+from dali_rsb.data.dataset import open_index
+from dali_rsb.data.draws.randaugment import RandAugmentPolicy
 from dali_rsb.data.graph_runner import GraphRunner
 from dali_rsb.data.graphs import train_graph
-from dali_rsb.data.index import open_index
 from dali_rsb.data.loader import Loader
-from dali_rsb.data.randaugment import RandAugmentPolicy
 from dali_rsb.data.sampler import BatchLayout
 from dali_rsb.data.samples import BatchSpec, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError, run_command

@@ -50,8 +50,8 @@ from benchmarks.train_steps import (
 from dali_rsb.assembly import device_batch
 from dali_rsb.config import Config, load_config
 from dali_rsb.data.cpus import available_cpus
+from dali_rsb.data.draws.mixing import MixPolicy
 from dali_rsb.data.loader import Batch
-from dali_rsb.data.mixing import MixPolicy
 from dali_rsb.distributed import Processes
 from dali_rsb.errors import UserError, run_command
 

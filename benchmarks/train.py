@@ -59,8 +59,8 @@ from benchmarks.triple import (
 from dali_rsb.assembly import device_batch
 from dali_rsb.config import Config, load_config
 from dali_rsb.data.cpus import available_cpus
-from dali_rsb.data.digits import write_digits
-from dali_rsb.data.index import DatasetIndex
+from dali_rsb.data.dataset import DatasetIndex
+from dali_rsb.data.dataset.digits import write_digits
 from dali_rsb.data.warm_up import warm_up_training
 from dali_rsb.distributed import Processes
 from dali_rsb.errors import UserError, run_command

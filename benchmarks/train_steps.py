@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from benchmarks.report import NotInstalledError
 from dali_rsb.assembly import build_model, device_batch
 from dali_rsb.config import Config, override_config
+from dali_rsb.data.draws.mixing import MixDraws, MixPolicy
 from dali_rsb.data.loader import Batch, Mixing
-from dali_rsb.data.mixing import MixDraws, MixPolicy
 from dali_rsb.distributed import Processes
 from dali_rsb.kernels.mix import normalize_mix
 from dali_rsb.precision import Precision, choose_precision

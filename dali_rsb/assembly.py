@@ -13,13 +13,13 @@ from torch import nn
 from dali_rsb import config as cfg
 from dali_rsb.checkpoint import load_into, load_weights
 from dali_rsb.data.bad_images import BadImages
-from dali_rsb.data.crops import EvalGeometry
-from dali_rsb.data.digits import write_digits
+from dali_rsb.data.dataset import DatasetIndex, check_same_classes, open_index
+from dali_rsb.data.dataset.digits import write_digits
+from dali_rsb.data.draws.crops import EvalGeometry
+from dali_rsb.data.draws.mixing import PAIR_BLOCK, MixPolicy
+from dali_rsb.data.draws.randaugment import RandAugmentPolicy, fill_color
 from dali_rsb.data.graphs import eval_graph, train_graph
-from dali_rsb.data.index import DatasetIndex, check_same_classes, open_index
 from dali_rsb.data.loader import Loader
-from dali_rsb.data.mixing import PAIR_BLOCK, MixPolicy
-from dali_rsb.data.randaugment import RandAugmentPolicy, fill_color
 from dali_rsb.data.sampler import BatchLayout, EvalLayout, plan_batches
 from dali_rsb.data.samples import EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.distributed import Processes

@@ -35,7 +35,7 @@ from dali_rsb.assembly import (
 from dali_rsb.config import Config, load_config
 from dali_rsb.console import console_messages
 from dali_rsb.data.bad_images import BadImages
-from dali_rsb.data.index import DatasetIndex
+from dali_rsb.data.dataset import DatasetIndex
 from dali_rsb.diagnosis.jpeg_engine import count_jpeg_engines
 from dali_rsb.distributed import Processes, processes
 from dali_rsb.errors import UserError, run_command

@@ -23,7 +23,8 @@ import torch
 
 from dali_rsb.config import Config
 from dali_rsb.data.cpus import available_cpus, cpu_model, threads_per_process
-from dali_rsb.data.index import USER_CACHE, DatasetIndex
+from dali_rsb.data.dataset import DatasetIndex
+from dali_rsb.data.dataset.storage import USER_CACHE
 from dali_rsb.distributed import Processes
 from dali_rsb.errors import UserError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dali_rsb.data.index import open_index
+from dali_rsb.data.dataset import open_index
 from dali_rsb.parity.comparison import Comparison
 
 COLUMNS, SIZE_PX, EDGE_PX, GAIN = 8, 224, 120, 20

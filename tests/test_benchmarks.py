@@ -55,7 +55,7 @@ def test_images_have_the_statistics_of_imagenet(images):
 
 
 def test_images_lie_in_imagenets_layout(images, tmp_path):
-    from dali_rsb.data.index import open_index
+    from dali_rsb.data.dataset import open_index
 
     index = open_index(images, tmp_path, progress=False)
     assert len(index) == NUM_IMAGES

@@ -24,8 +24,8 @@ from torch.utils.data import (
 )
 
 from dali_rsb import DaliLoader, UserError, open_index
-from dali_rsb.data.erasing import ErasingPolicy
-from dali_rsb.data.mixing import MixPolicy
+from dali_rsb.data.draws.erasing import ErasingPolicy
+from dali_rsb.data.draws.mixing import MixPolicy
 from dali_rsb.data.sampler import EpochSampler
 from dali_rsb.kernels.random_erasing import erase
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dali_rsb.data import digits
-from dali_rsb.data.digits import write_digits
-from dali_rsb.data.index import ImageFormat, check_same_classes, open_index
+from dali_rsb.data.dataset import ImageFormat, check_same_classes, digits, open_index
+from dali_rsb.data.dataset.digits import write_digits
 from dali_rsb.errors import UserError
 
 load_digits = pytest.importorskip("sklearn.datasets").load_digits

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dali_rsb.data.crops import CROP_UNIFORMS, EvalGeometry, random_resized_crop
-from dali_rsb.data.mixing import PAIR_BLOCK, MixPolicy, cutmix_box
-from dali_rsb.data.philox import Stream, uniforms
+from dali_rsb.data.draws.crops import CROP_UNIFORMS, EvalGeometry, random_resized_crop
+from dali_rsb.data.draws.mixing import PAIR_BLOCK, MixPolicy, cutmix_box
+from dali_rsb.data.draws.philox import Stream, uniforms
 from dali_rsb.data.sampler import BatchLayout
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)

@@ -8,9 +8,9 @@ import torch
 from conftest import ROOT
 
 from dali_rsb.config import load_config
+from dali_rsb.data.dataset import open_index
+from dali_rsb.data.draws.randaugment import RandAugmentPolicy
 from dali_rsb.data.graph_runner import GraphRunner
-from dali_rsb.data.index import open_index
-from dali_rsb.data.randaugment import RandAugmentPolicy
 from dali_rsb.data.sampler import BatchLayout
 from dali_rsb.data.samples import TrainSamples, TrainTransform
 from dali_rsb.distributed import Processes

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from dali_rsb.data.cpu_resize import CpuResize
-from dali_rsb.data.crops import EvalGeometry
+from dali_rsb.data.dataset import open_index
+from dali_rsb.data.draws.crops import EvalGeometry
 from dali_rsb.data.graph_runner import GraphRunner
-from dali_rsb.data.index import open_index
 from dali_rsb.data.sampler import BatchLayout, EvalLayout
 from dali_rsb.data.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
 from pipelines import eval_pipeline, train_pipeline

@@ -17,10 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from dali_rsb.data import image_header, index, scan
-from dali_rsb.data.atomic import atomic_directory
-from dali_rsb.data.image_header import read_header, read_header_of_bytes
-from dali_rsb.data.index import DatasetIndex, ImageFormat, check_same_classes, open_index
+from dali_rsb.data.dataset import (
+    DatasetIndex,
+    ImageFormat,
+    check_same_classes,
+    image_header,
+    index_samples,
+    open_index,
+    scan,
+    storage,
+)
+from dali_rsb.data.dataset.atomic import atomic_directory
+from dali_rsb.data.dataset.image_header import read_header, read_header_of_bytes
 from dali_rsb.errors import UserError
 
 ARRAYS = ("labels", "widths", "heights", "formats", "path_bytes", "path_offsets")
@@ -398,7 +406,7 @@ def test_wrong_layouts(tmp_path, names, message):
         open_index(root)
     assert "\n" not in str(caught.value)
     assert str(root) in str(caught.value)
-    assert not (index.place_beside(root)).exists()
+    assert not (storage.place_beside(root)).exists()
 
 
 def test_root_missing_or_no_folder_or_all_unreadable(tmp_path):
@@ -442,7 +450,7 @@ def test_stored_index_is_loaded_memory_mapped_and_equal(small, num_builds):
     assert dtypes == ["int64", "int32", "int32", "uint8", "uint8", "int64"]
     assert all(isinstance(getattr(loaded, name).base, np.memmap) for name in ARRAYS)
     assert [path for path in small.parent.iterdir() if path.name.startswith(".")] == [
-        index.place_beside(small)
+        storage.place_beside(small)
     ]
 
 
@@ -505,7 +513,7 @@ def test_image_added_to_the_root_is_noticed(small):
 @pytest.mark.parametrize("damage", ["cut", "remove"])
 def test_damaged_index_is_built_anew(small, num_builds, name, damage):
     built = open_index(small)
-    path = index.place_beside(small) / name
+    path = storage.place_beside(small) / name
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-3])
     else:
@@ -518,7 +526,7 @@ def test_damaged_index_is_built_anew(small, num_builds, name, damage):
 
 def test_index_of_another_version_is_built_anew(small, num_builds, monkeypatch, caplog):
     open_index(small)
-    monkeypatch.setattr(index, "FORMAT_VERSION", index.FORMAT_VERSION + 1)
+    monkeypatch.setattr(storage, "FORMAT_VERSION", storage.FORMAT_VERSION + 1)
     open_index(small)
     assert num_builds() == 2
     assert "it has format 3, not 4" in caplog.text
@@ -538,7 +546,7 @@ def test_one_cache_dir_serves_several_datasets(small, tmp_path, num_builds):
         assert len(open_index(small, cache_dir=tmp_path / "cache")) == 4
         assert len(open_index(other, cache_dir=tmp_path / "cache")) == 1
     assert num_builds() == 2
-    assert not (index.place_beside(small)).exists()
+    assert not (storage.place_beside(small)).exists()
 
 
 def make_read_only(monkeypatch):
@@ -548,18 +556,18 @@ def make_read_only(monkeypatch):
 
 def test_index_of_a_read_only_root_lies_in_the_user_cache(small, tmp_path, num_builds, monkeypatch):
     make_read_only(monkeypatch)
-    monkeypatch.setattr(index, "USER_CACHE", tmp_path / "home" / "cache")
+    monkeypatch.setattr(storage, "USER_CACHE", tmp_path / "home" / "cache")
     open_index(small)
     open_index(small)
     assert num_builds() == 1
-    assert not (index.place_beside(small)).exists()
+    assert not (storage.place_beside(small)).exists()
     assert [path.name[:5] for path in (tmp_path / "home" / "cache").iterdir()] == ["data-"]
 
 
 def test_index_in_a_read_only_root_is_used(small, tmp_path, num_builds, monkeypatch):
     open_index(small)
     make_read_only(monkeypatch)
-    monkeypatch.setattr(index, "USER_CACHE", tmp_path / "home")
+    monkeypatch.setattr(storage, "USER_CACHE", tmp_path / "home")
     open_index(small)
     assert num_builds() == 1
     assert not (tmp_path / "home").exists()
@@ -586,7 +594,7 @@ def test_failed_writing_leaves_nothing_behind(small, monkeypatch):
 def test_processes_that_open_at_the_same_time_build_once(tmp_path):
     root = write_tree(tmp_path / "data", [f"{c}/{i}.jpg" for c in "abcd" for i in range(100)])
     program = (
-        "import logging, sys, pathlib; from dali_rsb.data.index import open_index;"
+        "import logging, sys, pathlib; from dali_rsb.data.dataset import open_index;"
         "logging.basicConfig(level=logging.INFO); sys.stdin.readline();"
         "found = open_index(pathlib.Path(sys.argv[1]));"
         "print(len(found), int(found.labels.sum()), found.path(399).name)"
@@ -598,7 +606,7 @@ def test_processes_that_open_at_the_same_time_build_once(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            cwd=Path(index.__file__).parents[2],
+            cwd=Path(storage.__file__).parents[3],
         )
         for _ in range(3)
     ]
@@ -656,14 +664,14 @@ def test_readers_never_see_a_mixture_while_the_index_is_replaced(tmp_path):
     )
     listing = scan.list_images(root)
     fingerprint = scan.Fingerprint(listing.root_entries, listing.directory_mtime_ns, {})
-    place = index.place_beside(root)
+    place = storage.place_beside(root)
     done = threading.Event()
 
     # One thread reads: CPython 3.11 may mix up two that parse the headers of arrays (`ast`).
     def load():
         num_loaded = 0
         while not done.is_set():
-            loaded, _ = index._load(place, root)
+            loaded, _ = storage.load(place, root)
             if loaded is not None:
                 assert_equal(loaded, first if loaded.labels[0] == first.labels[0] else second)
                 num_loaded += 1
@@ -671,7 +679,7 @@ def test_readers_never_see_a_mixture_while_the_index_is_replaced(tmp_path):
 
     def store():
         for i in range(25):
-            index._write(place, (first, second)[i % 2], fingerprint)
+            storage.write_with_fingerprint(place, (first, second)[i % 2], fingerprint)
 
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         reader = pool.submit(load)
@@ -683,7 +691,7 @@ def test_readers_never_see_a_mixture_while_the_index_is_replaced(tmp_path):
             done.set()
         assert reader.result() > 0
     assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == [
-        index.place_beside(root)
+        storage.place_beside(root)
     ]
 
 
@@ -705,7 +713,9 @@ def test_imagenet_sized_index_loads_fast(tmp_path):
         path_offsets=np.arange(num_images + 1, dtype=np.int64) * name_bytes,
     )
     mtimes = {name: (root / name).stat().st_mtime_ns for name in made_up.classes}
-    index._write(index.place_beside(root), made_up, scan.Fingerprint(list(mtimes), mtimes, {}))
+    storage.write_with_fingerprint(
+        storage.place_beside(root), made_up, scan.Fingerprint(list(mtimes), mtimes, {})
+    )
 
     start_s = time.perf_counter()
     loaded = open_index(root)
@@ -723,12 +733,12 @@ def test_imagenet_sized_index_loads_fast(tmp_path):
 # Own lists of samples
 
 
-def test_from_samples_keeps_order_labels_and_paths(tmp_path, monkeypatch):
+def test_index_samples_keeps_order_labels_and_paths(tmp_path, monkeypatch):
     write_tree(tmp_path / "x", ["b/2.jpg"], encode(3, 4))
     write_tree(tmp_path / "y", ["1.png"], encode(5, 6, "PNG"))
     monkeypatch.chdir(tmp_path)
     samples = [("x/b/2.jpg", 7), (tmp_path / "y" / "1.png", 0), ("x/b/2.jpg", 1)]
-    found = DatasetIndex.from_samples(samples)
+    found = index_samples(samples)
     assert [found.path(i) for i in range(3)] == [tmp_path / path for path, _ in samples]
     assert found.labels.tolist() == [7, 0, 1]
     assert found.widths.tolist() == [3, 5, 3]
@@ -738,16 +748,16 @@ def test_from_samples_keeps_order_labels_and_paths(tmp_path, monkeypatch):
     assert list(tmp_path.rglob(".*")) == []
 
 
-def test_from_samples_without_a_common_folder():
+def test_index_samples_without_a_common_folder():
     file = Path(ImageFile.__file__)
     with pytest.raises(UserError, match="none of the 2 image files in / can be read"):
-        DatasetIndex.from_samples([("/nowhere/1.jpg", 0), (file, 0)])
+        index_samples([("/nowhere/1.jpg", 0), (file, 0)])
 
 
-def test_from_samples_leaves_out_what_is_unreadable(small, caplog):
+def test_index_samples_leaves_out_what_is_unreadable(small, caplog):
     write_tree(small, ["a/2.jpg"], b"bad")
     samples = [(small / "a/1.jpg", 0), (small / "a/2.jpg", 0), (small / "b/1.jpg", 1)]
-    found = DatasetIndex.from_samples(samples, classes=["cat", "dog"])
+    found = index_samples(samples, classes=["cat", "dog"])
     assert found.labels.tolist() == [0, 1]
     assert found.classes == ("cat", "dog")
     assert "1 image files" in caplog.text
@@ -755,20 +765,20 @@ def test_from_samples_leaves_out_what_is_unreadable(small, caplog):
 
 
 @pytest.mark.parametrize("label", [-1, 2])
-def test_from_samples_refuses_labels_without_a_class(small, label):
+def test_index_samples_refuses_labels_without_a_class(small, label):
     with pytest.raises(UserError, match=f"label {label} of .*1.jpg is not one of the 2 classes"):
-        DatasetIndex.from_samples([(small / "a/1.jpg", label)], classes=["a", "b"])
+        index_samples([(small / "a/1.jpg", label)], classes=["a", "b"])
 
 
-def test_from_samples_refuses_an_empty_list():
+def test_index_samples_refuses_an_empty_list():
     with pytest.raises(UserError, match="empty"):
-        DatasetIndex.from_samples([])
+        index_samples([])
 
 
-def test_from_samples_takes_timm_samples(small):
+def test_index_samples_takes_timm_samples(small):
     timm_data = pytest.importorskip("timm.data")
     samples = timm_data.create_dataset("", root=str(small)).reader.samples
-    found = DatasetIndex.from_samples(samples)
+    found = index_samples(samples)
     stored = open_index(small)
     assert [found.path(i) for i in range(4)] == [stored.path(i) for i in range(4)]
     np.testing.assert_array_equal(found.labels, stored.labels)

@@ -15,9 +15,10 @@ from PIL import Image
 from dali_rsb.data import conversion
 from dali_rsb.data.bad_images import BadImages
 from dali_rsb.data.conversion import Conversions
-from dali_rsb.data.crops import EvalGeometry
-from dali_rsb.data.image_header import ImageFormat
-from dali_rsb.data.index import DatasetIndex, open_index, place_beside
+from dali_rsb.data.dataset import index_samples, open_index
+from dali_rsb.data.dataset.image_header import ImageFormat
+from dali_rsb.data.dataset.storage import place_beside
+from dali_rsb.data.draws.crops import EvalGeometry
 from dali_rsb.data.loader import Loader
 from dali_rsb.data.sampler import BatchLayout, EvalLayout
 from dali_rsb.data.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
@@ -330,7 +331,7 @@ def test_without_a_stored_index_copies_are_kept_in_the_users_cache(
     six_files, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(conversion, "USER_CACHE", tmp_path / "cache")
-    index = DatasetIndex.from_samples([(six_files.path(0), 0)], progress=False)
+    index = index_samples([(six_files.path(0), 0)], progress=False)
     copy = Conversions(index).image_array(0).tobytes().decode()
     assert copy.startswith(str(tmp_path / "cache" / "converted"))
 
@@ -338,7 +339,7 @@ def test_without_a_stored_index_copies_are_kept_in_the_users_cache(
 def test_a_folder_that_cannot_be_written_is_the_users_mistake(six_files, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setattr(conversion, "USER_CACHE", tmp_path / "file")
-    index = DatasetIndex.from_samples([(six_files.path(0), 0)], progress=False)
+    index = index_samples([(six_files.path(0), 0)], progress=False)
     with pytest.raises(UserError, match="cannot write a converted copy"):
         Conversions(index).image_array(0)
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 from dali_rsb import open_index
 from dali_rsb import pack as command
-from dali_rsb.data import packing
-from dali_rsb.data.image_header import ImageFormat
-from dali_rsb.data.packing import PackOptions, pack, verify
+from dali_rsb.data.dataset import packing
+from dali_rsb.data.dataset.image_header import ImageFormat
+from dali_rsb.data.dataset.packing import PackOptions, pack, verify
 from dali_rsb.errors import UserError, run_command
 
 SMALL = PackOptions(shard_bytes=40_000)

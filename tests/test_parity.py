@@ -14,9 +14,9 @@ from timm.data import auto_augment
 from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms import functional
 
-from dali_rsb.data.crops import EvalGeometry
-from dali_rsb.data.index import open_index
-from dali_rsb.data.randaugment import OPERATIONS
+from dali_rsb.data.dataset import open_index
+from dali_rsb.data.draws.crops import EvalGeometry
+from dali_rsb.data.draws.randaugment import OPERATIONS
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.parity import __main__ as command
 from dali_rsb.parity import comparison as stages_of

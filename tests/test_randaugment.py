@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from timm.data import auto_augment
 
-from dali_rsb.data.randaugment import (
+from dali_rsb.data.draws.randaugment import (
     OPERATIONS,
     RandAugmentDraws,
     RandAugmentPolicy,

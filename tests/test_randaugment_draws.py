@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from timm.data import auto_augment
 
-from dali_rsb.data.randaugment import OPERATIONS, RandAugmentPolicy
+from dali_rsb.data.draws.randaugment import OPERATIONS, RandAugmentPolicy
 from dali_rsb.errors import UserError
 from pipelines.randaugment import (
     Branch,

@@ -22,10 +22,10 @@ from dali_rsb import DaliLoader, UserError, open_index
 from dali_rsb.assembly import eval_loader, open_datasets, train_loader, train_samples
 from dali_rsb.config import load_config
 from dali_rsb.data.bad_images import BadImages
+from dali_rsb.data.dataset import check_same_classes
+from dali_rsb.data.dataset.packing import PackOptions, pack
+from dali_rsb.data.dataset.shards import Shards
 from dali_rsb.data.graph_runner import GraphRunner
-from dali_rsb.data.index import check_same_classes
-from dali_rsb.data.packing import PackOptions, pack
-from dali_rsb.data.shards import Shards
 from dali_rsb.distributed import processes
 from pipelines.inputs import external_inputs, image_input
 
@@ -436,7 +436,7 @@ def test_shards_of_others_are_indexed(tmp_path, monkeypatch):
         [("9.jpg", jpeg(60)), ("9.cls", b"3"), ("8.jpg", b"no image"), ("8.cls", b"3")],
     )
     assert len(open_index(root)) == 4
-    monkeypatch.setattr("dali_rsb.data.index.list_shards", None)  # stored by now
+    monkeypatch.setattr("dali_rsb.data.dataset.building.list_shards", None)  # stored by now
     assert len(open_index(root)) == 4
 
 
@@ -567,7 +567,7 @@ def test_the_index_of_a_list_is_stored_and_built_anew_when_the_list_changes(list
     path = listed("1.jpg\t0\n2.jpg\t1\n")
     built = open_index(path)
     with monkeypatch.context() as context:
-        context.setattr("dali_rsb.data.index.read_list", None)
+        context.setattr("dali_rsb.data.dataset.building.read_list", None)
         loaded = open_index(path)
     assert loaded.widths.tolist() == built.widths.tolist()
     assert (loaded.root, loaded.listing, loaded.classes) == (built.root, path, built.classes)

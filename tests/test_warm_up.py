@@ -10,11 +10,11 @@ from PIL import Image
 
 from dali_rsb.config import load_config
 from dali_rsb.data.bad_images import BadImages
-from dali_rsb.data.crops import EvalGeometry
+from dali_rsb.data.dataset import open_index
+from dali_rsb.data.draws.crops import EvalGeometry
+from dali_rsb.data.draws.randaugment import RandAugmentPolicy
 from dali_rsb.data.graphs import eval_graph, train_graph
-from dali_rsb.data.index import open_index
 from dali_rsb.data.loader import Loader
-from dali_rsb.data.randaugment import RandAugmentPolicy
 from dali_rsb.data.sampler import BatchLayout, EvalLayout
 from dali_rsb.data.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.data.warm_up import (

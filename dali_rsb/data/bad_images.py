@@ -15,7 +15,7 @@ import numpy as np
 from nvidia.dali import Pipeline
 
 from dali_rsb.data.conversion import Conversions
-from dali_rsb.data.index import DatasetIndex
+from dali_rsb.data.dataset import DatasetIndex
 from dali_rsb.errors import UserError
 from pipelines.decoding import decode_check_pipeline
 

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dali_rsb.data.image_header import ImageFormat
-from dali_rsb.data.index import USER_CACHE, DatasetIndex
+from dali_rsb.data.dataset import DatasetIndex
+from dali_rsb.data.dataset.image_header import ImageFormat
+from dali_rsb.data.dataset.storage import USER_CACHE
 from dali_rsb.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,11 @@ from pathlib import Path
 import torch
 
 from dali_rsb.data.bad_images import BadImages, OnBadImage
-from dali_rsb.data.crops import EvalGeometry
+from dali_rsb.data.dataset.image_list import ImageList, Source, image_list, without
+from dali_rsb.data.draws.crops import EvalGeometry
+from dali_rsb.data.draws.erasing import ErasingPolicy
+from dali_rsb.data.draws.mixing import MixPolicy
+from dali_rsb.data.draws.randaugment import RandAugmentPolicy
 from dali_rsb.data.epoch_loader import (
     EpochLoader,
     Evaluation,
@@ -20,10 +24,6 @@ from dali_rsb.data.epoch_loader import (
     default_threads,
     resolve_device,
 )
-from dali_rsb.data.erasing import ErasingPolicy
-from dali_rsb.data.image_list import ImageList, Source, image_list, without
-from dali_rsb.data.mixing import MixPolicy
-from dali_rsb.data.randaugment import RandAugmentPolicy
 from dali_rsb.data.sampler import EpochSampler
 from dali_rsb.data.samples import TrainTransform
 from dali_rsb.errors import UserError
@@ -82,7 +82,7 @@ class DaliLoader(EpochLoader):
         on_bad_image: "substitute" puts the next image in the place of one that cannot be decoded
             and warns, "raise" stops; default "substitute" to train and "raise" to evaluate.
         max_bad_fraction: share of images that may be substituted.
-        cache_dir: where to store the dataset's index; see `dali_rsb.data.index.open_index`.
+        cache_dir: where to store the dataset's index; see `dali_rsb.open_index`.
 
     Raises:
         UserError: the images cannot be used, arguments contradict each other, or a policy is

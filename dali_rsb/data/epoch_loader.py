@@ -21,13 +21,13 @@ from torch.utils.data import BatchSampler
 
 from dali_rsb.data.bad_images import BadImages
 from dali_rsb.data.cpus import threads_per_process
-from dali_rsb.data.crops import EvalGeometry
-from dali_rsb.data.erasing import ErasingPolicy
+from dali_rsb.data.dataset.image_list import ImageList
+from dali_rsb.data.draws.crops import EvalGeometry
+from dali_rsb.data.draws.erasing import ErasingPolicy
+from dali_rsb.data.draws.mixing import MixPolicy
+from dali_rsb.data.draws.randaugment import fill_color
 from dali_rsb.data.graphs import eval_graph, train_graph
-from dali_rsb.data.image_list import ImageList
 from dali_rsb.data.loader import Batch, Loader
-from dali_rsb.data.mixing import MixPolicy
-from dali_rsb.data.randaugment import fill_color
 from dali_rsb.data.sampler import SEED_STRIDE, BatchLayout, EpochSampler, EvalLayout
 from dali_rsb.data.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError

@@ -16,8 +16,8 @@ from nvidia.dali import Pipeline
 from torch import Tensor
 
 from dali_rsb.data.bad_images import BadImages
+from dali_rsb.data.draws.mixing import MixDraws
 from dali_rsb.data.graph_runner import GraphRunner
-from dali_rsb.data.mixing import MixDraws
 from dali_rsb.data.samples import BatchSpec, PreparedRun, joined_indices, replace_indices
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Mixing:
-    """A batch's mixing on the device; see `dali_rsb.data.mixing.MixDraws` for the fields."""
+    """A batch's mixing on the device; see `dali_rsb.data.draws.mixing.MixDraws` for the fields."""
 
     partner: Tensor  # int64 [B]
     pixel_lam: Tensor  # float32 [B]

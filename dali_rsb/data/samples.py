@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from dali_rsb.data.crops import CROP_UNIFORMS, EvalGeometry, Windows, random_resized_crop
-from dali_rsb.data.index import DatasetIndex
-from dali_rsb.data.mixing import MixDraws, MixPolicy
-from dali_rsb.data.philox import Draw, Stream, uniforms
-from dali_rsb.data.randaugment import RandAugmentPolicy
+from dali_rsb.data.dataset import DatasetIndex
+from dali_rsb.data.draws.crops import CROP_UNIFORMS, EvalGeometry, Windows, random_resized_crop
+from dali_rsb.data.draws.mixing import MixDraws, MixPolicy
+from dali_rsb.data.draws.philox import Draw, Stream, uniforms
+from dali_rsb.data.draws.randaugment import RandAugmentPolicy
 from dali_rsb.data.sampler import BatchLayout, EvalLayout, epoch_length, epoch_order
 from pipelines.decoding import INTERPOLATIONS, DecodeMode
 

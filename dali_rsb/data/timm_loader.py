@@ -15,7 +15,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dali_rsb.data.bad_images import BadImages
-from dali_rsb.data.crops import EvalGeometry
+from dali_rsb.data.dataset.image_list import images_of_samples
+from dali_rsb.data.draws.crops import EvalGeometry
+from dali_rsb.data.draws.erasing import ErasingPolicy
+from dali_rsb.data.draws.mixing import MixPolicy
+from dali_rsb.data.draws.randaugment import RandAugmentPolicy
 from dali_rsb.data.epoch_loader import (
     EpochLoader,
     Evaluation,
@@ -25,10 +29,6 @@ from dali_rsb.data.epoch_loader import (
     Training,
     resolve_device,
 )
-from dali_rsb.data.erasing import ErasingPolicy
-from dali_rsb.data.image_list import images_of_samples
-from dali_rsb.data.mixing import MixPolicy
-from dali_rsb.data.randaugment import RandAugmentPolicy
 from dali_rsb.data.sampler import EpochSampler
 from dali_rsb.data.samples import TrainTransform
 from dali_rsb.errors import UserError

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dali_rsb.data.index import DatasetIndex
+from dali_rsb.data.dataset import DatasetIndex
 from dali_rsb.data.loader import Loader
 from dali_rsb.data.samples import (
     BatchSpec,

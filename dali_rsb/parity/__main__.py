@@ -18,8 +18,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from dali_rsb.console import console_messages
-from dali_rsb.data.index import DatasetIndex, open_index
-from dali_rsb.data.randaugment import OPERATIONS
+from dali_rsb.data.dataset import DatasetIndex, open_index
+from dali_rsb.data.draws.randaugment import OPERATIONS
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.parity.comparison import WARPS, Comparison
 from dali_rsb.parity.report import write_report

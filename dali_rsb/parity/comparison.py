@@ -15,12 +15,17 @@ from PIL import Image
 
 from dali_rsb.data.bad_images import BadImages
 from dali_rsb.data.cpus import threads_per_process
-from dali_rsb.data.crops import EvalGeometry
+from dali_rsb.data.dataset import DatasetIndex
+from dali_rsb.data.draws.crops import EvalGeometry
+from dali_rsb.data.draws.philox import Stream, uniforms
+from dali_rsb.data.draws.randaugment import (
+    OPERATIONS,
+    RandAugmentDraws,
+    RandAugmentPolicy,
+    fill_color,
+)
 from dali_rsb.data.graphs import eval_graph, train_graph
-from dali_rsb.data.index import DatasetIndex
 from dali_rsb.data.loader import Loader, Samples
-from dali_rsb.data.philox import Stream, uniforms
-from dali_rsb.data.randaugment import OPERATIONS, RandAugmentDraws, RandAugmentPolicy, fill_color
 from dali_rsb.data.sampler import BatchLayout, EvalLayout
 from dali_rsb.data.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.parity.pillow import apply_operation, crop_resize_flip, eval_transform

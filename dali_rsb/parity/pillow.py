@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from PIL import Image, ImageEnhance, ImageOps
 
-from dali_rsb.data.crops import EvalGeometry
+from dali_rsb.data.draws.crops import EvalGeometry
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -46,7 +46,7 @@ def apply_operation(
     fill: tuple[int, int, int],
     interpolation: str = "bilinear",
 ) -> Image.Image:
-    """One operation of timm's RandAugment; `name` is one of `dali_rsb.data.randaugment.OPERATIONS`.
+    """One operation of timm's RandAugment; `name` is one of `randaugment.OPERATIONS`.
 
     Args:
         magnitude: after noise and clipping.

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from dali_rsb.data.image_header import ImageFormat
+from dali_rsb.data.dataset.image_header import ImageFormat
 from dali_rsb.errors import UserError
 
 logger = logging.getLogger(__name__)

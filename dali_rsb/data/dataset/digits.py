@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dali_rsb.data.atomic import atomic_directory
+from dali_rsb.data.dataset.atomic import atomic_directory
 from dali_rsb.errors import UserError
 
 _META = "digits.json"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dali_rsb.data.scan import file_stamp, natural_key, natural_sorted
+from dali_rsb.data.dataset.scan import file_stamp, natural_key, natural_sorted
 from dali_rsb.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -33,16 +33,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from dali_rsb.data.cpus import available_cpus
-from dali_rsb.data.image_header import ImageFormat
-from dali_rsb.data.index import (
+from dali_rsb.data.dataset.image_header import ImageFormat
+from dali_rsb.data.dataset.index import DatasetIndex
+from dali_rsb.data.dataset.shards import CLASS_NAMES, Shards
+from dali_rsb.data.dataset.storage import (
     PACK_INDEX,
     PACK_VERSION,
     PACK_WORK,
-    DatasetIndex,
     pack_meta,
     write_index,
 )
-from dali_rsb.data.shards import CLASS_NAMES, Shards
 from dali_rsb.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from dali_rsb.data.list_file import labels_of_texts
-from dali_rsb.data.scan import IMAGE_EXTENSIONS, file_stamp, natural_key, natural_sorted
+from dali_rsb.data.dataset.list_file import labels_of_texts
+from dali_rsb.data.dataset.scan import IMAGE_EXTENSIONS, file_stamp, natural_key, natural_sorted
 from dali_rsb.errors import UserError
 
 CLASS_NAMES = "classes.txt"  # beside shards: the name of class i in line i

@@ -15,8 +15,10 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from dali_rsb.data.image_header import ImageFormat, read_header
-from dali_rsb.data.index import DatasetIndex, open_index
+from dali_rsb.data.dataset.building import index_samples
+from dali_rsb.data.dataset.image_header import ImageFormat, read_header
+from dali_rsb.data.dataset.index import DatasetIndex
+from dali_rsb.data.dataset.opening import open_index
 from dali_rsb.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -95,7 +97,7 @@ def images_of_samples(
     Args:
         samples: (path, label) pairs.
         root: the class folders they were found in; its stored index saves reading all headers.
-        cache_dir: where to store the index; see `dali_rsb.data.index.open_index`.
+        cache_dir: where to store the index; see `dali_rsb.data.dataset.open_index`.
 
     Raises:
         UserError: no samples, or no readable file.
@@ -106,7 +108,7 @@ def images_of_samples(
             rows = _rows_of_samples(index, samples, os.fspath(root))
             if rows is not None:
                 return ImageList(index, rows)
-    index = DatasetIndex.from_samples(samples)
+    index = index_samples(samples)
     if len(index) == len(samples):
         return ImageList(index, np.arange(len(index)))
     absolute = [(str(Path(path).absolute()), label) for path, label in samples]

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from dali_rsb.data.philox import Stream
+from dali_rsb.data.draws.philox import Stream
 
 # Partners stand half a block apart inside blocks of this many samples: every process count finds
 # the same pairs as long as device batches are whole blocks, and copies of one image, which

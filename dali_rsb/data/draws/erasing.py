@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dali_rsb.data.philox import Stream, uniforms
+from dali_rsb.data.draws.philox import Stream, uniforms
 from dali_rsb.kernels.random_erasing import EraseMode
 
 NUM_ATTEMPTS = 10  # timm gives a box up after ten that do not fit

@@ -1,0 +1,1 @@
+"""What chance decides about a sample, as a pure function of (seed, epoch, position)."""
