@@ -98,7 +98,8 @@ else
     loader=(--batch 256 --size 160 --repeats 2 --seconds 1.5 --batches 8 --only loader)
     decode=(--batch 256 --size 160 --rounds 2 --seconds 1 --batches 4 --threads "$(nproc)"
             --hw-loads 0 0.65 1)
-    step=(--rounds 2 --seconds 1 --updates 2 --vary run.compile=false,true)
+    step=(--rounds 2 --seconds 1 --updates 2 --vary run.compile=false,true
+          run.cuda_graph=false,true)
     train=(--rounds 3 --seconds 2 --updates 3)
     mix=(--batch 256 --size 160 --rounds 3 --seconds 0.3)
     kernel=(--rounds 3 --seconds 0.3)
@@ -129,7 +130,6 @@ if [ -n "$data" ]; then
 else
     note SKIPPED train "no images"
 fi
-benchmark step 180 "${a3[@]}" "${step[@]}"
 for name in mix loss optimizer; do
     options=("${kernel[@]}")
     [ "$name" = mix ] && options=("${mix[@]}")
@@ -138,16 +138,21 @@ for name in mix loss optimizer; do
 done
 if [ -n "$data" ]; then
     benchmark loader 110 "$data" --device "$device" "${loader[@]}"
-    benchmark decode 110 "$data" --device "$device" "${decode[@]}"
 else
     note SKIPPED loader "no images"
-    note SKIPPED decode "no images"
 fi
+benchmark step 210 "${a3[@]}" "${step[@]}"
 if [ -f "$out/train.json" ]; then
     benchmark budget 30 configs/a3.yaml --rates "$out/train.json" $(
         [ "$quick" = 1 ] && echo model.name=resnet18 augment.size=64)
 else
     note SKIPPED budget "no rates"
+fi
+# The least urgent, if time is short.
+if [ -n "$data" ]; then
+    benchmark decode 110 "$data" --device "$device" "${decode[@]}"
+else
+    note SKIPPED decode "no images"
 fi
 
 echo

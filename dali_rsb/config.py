@@ -135,6 +135,7 @@ class Run(Section):
     batch_per_device: Positive | None = None  # default: what fits (see README, "Batch size")
     amp: Literal["auto", "fp16", "bf16", "none"] = "auto"  # auto: by the GPU; none on a CPU
     compile: bool = False  # torch.compile
+    cuda_graph: bool = False  # replay forward and backward pass; for one process on a GPU
     warm_up: bool = True  # reach DALI's peak memory before the first update, by the largest batches
     seed: Count = 0
     log_every: Positive = 50  # updates between log lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from dali_rsb.distributed import Processes
 from dali_rsb.kernels.mix import normalize_mix
 from dali_rsb.optim import Lamb, LossScaler, ModelEma
 from dali_rsb.precision import Precision
+from dali_rsb.step_graph import CudaRecorder, StepGraph
 
 
 class TrainStep:
@@ -40,6 +41,8 @@ class TrainStep:
         mean, std: of the normalisation.
         clip_grad: limit of the gradients' norm, or None.
         compile: whether to compile the model.
+        cuda_graph: whether to replay forward and backward pass as a CUDA graph; for one process
+            on a GPU. Gradients keep their memory then.
         seed: of the model's own randomness (dropout, stochastic depth).
 
     Attributes:
@@ -63,6 +66,7 @@ class TrainStep:
         std: tuple[float, float, float],
         clip_grad: float | None = None,
         compile: bool = False,
+        cuda_graph: bool = False,
         seed: int = 0,
     ) -> None:
         self.model = model
@@ -82,6 +86,10 @@ class TrainStep:
         if compile:
             model.compile()
         self._forward = self._distribute(model)
+        self._keeps_gradients = cuda_graph
+        self._micro_batch: Callable[[Batch], Tensor] = self._backward
+        if cuda_graph:
+            self._micro_batch = StepGraph(self._backward, CudaRecorder(processes.device))
 
     def update(self, batches: Iterator[Batch]) -> Tensor:
         """Make one update from the next micro-batches of `batches`.
@@ -95,15 +103,13 @@ class TrainStep:
         for micro_batch in range(self._accumulation):
             batch = next(batches)
             with self._gradient_exchange(micro_batch == self._accumulation - 1):
-                loss = self._loss(batch) / self._accumulation
-                self.scaler.scale(loss).backward()
-            losses += loss.detach()
+                losses += self._micro_batch(batch)
         if self.ema is not None:
             self.ema.hand_over(self.optimizer, self.updates_done + 1)
         self.skipped = self._optimize()
         self.scaler.update(self.skipped)
         self._norm_statistics.restore_if(self.skipped)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self._keeps_gradients)
         self.updates_done += 1
         if self.ema is not None:
             self.ema.update(self.model, self.updates_done)
@@ -163,6 +169,12 @@ class TrainStep:
             self.ema.load_state_dict(state["ema"] or state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Add the gradients of a micro-batch; returns its share of the update's loss."""
+        loss = self._loss(batch) / self._accumulation
+        self.scaler.scale(loss).backward()
+        return loss.detach()
 
     def _loss(self, batch: Batch) -> Tensor:
         mixing, labels = batch.mixing, batch.labels

@@ -58,6 +58,10 @@ class Trainer:
     def __init__(self, config: Config, processes: Processes, resume: Path | None = None) -> None:
         self.config = config
         self.processes = processes
+        if config.run.cuda_graph and (processes.world_size > 1 or processes.device.type != "cuda"):
+            raise UserError(
+                "run.cuda_graph=true is for one process on a GPU; set run.cuda_graph=false"
+            )
         torch.manual_seed(config.run.seed)
         # Convolutions have fixed shapes: let cuDNN measure its algorithms; float32 parts may
         # use TF32.
@@ -118,6 +122,7 @@ class Trainer:
             std=config.data.std,
             clip_grad=config.optimizer.clip_grad,
             compile=config.run.compile,
+            cuda_graph=config.run.cuda_graph,
             seed=config.run.seed,
         )
 
