@@ -26,19 +26,22 @@ TRUNCATION_SHIFT = -0.4999 / 255
 
 
 class Branch(enum.IntEnum):
-    """What one layer does to a sample, and what the layer's `value` input then means."""
+    """What one layer does to a sample, and what the layer's `value` input then means.
+
+    Neighbours share a subtree of the graph's decisions: see `_layer`.
+    """
 
     SKIP = 0
     WARP = 1  # value unused; the matrix input is used by this branch only
-    SOLARIZE = 2  # threshold: pixels at or above it are inverted (0 inverts all)
-    SOLARIZE_ADD = 3  # addend for pixels below 128, at most 128
-    POSTERIZE = 4  # bit mask
-    BRIGHTNESS = 5  # factor, as in the three below
-    COLOR = 6
-    CONTRAST = 7
-    SHARPNESS = 8
-    AUTO_CONTRAST = 9  # value unused
-    EQUALIZE = 10  # value unused
+    EQUALIZE = 2  # value unused
+    AUTO_CONTRAST = 3  # value unused
+    SOLARIZE = 4  # threshold: pixels at or above it are inverted (0 inverts all)
+    BRIGHTNESS = 5  # factor
+    SOLARIZE_ADD = 6  # addend for pixels below 128, at most 128
+    POSTERIZE = 7  # bit mask
+    CONTRAST = 8  # factor, as in the two below
+    COLOR = 9
+    SHARPNESS = 10
 
 
 def branch_input(layer: int) -> str:
@@ -119,31 +122,40 @@ def _layer(
 ) -> DataNode:
     # Named arguments are CPU tensors; operands of arithmetic live where the images live.
     operand = value.gpu() if device == "gpu" else value
-    # The graph splits a constant at every comparison before its use: warp and Equalize come first.
+    # A tree of decisions and not a chain: at each decision above an operator, DALI splits and
+    # merges all that the operator reads, constants too, at 10 to 50 microseconds a time.
     if branch == Branch.SKIP.value:
         pass
-    elif branch == Branch.WARP.value:
-        images = _warp(images, matrix, size_px, fill, device)
-    elif branch == Branch.EQUALIZE.value:
-        images = equalize(images, size_px=size_px, device=device)
-    elif branch == Branch.SOLARIZE.value:
-        images = images ^ _step(images, slope=510.0, shift=1.0 - 2.0 * value)
-    elif branch == Branch.SOLARIZE_ADD.value:
-        addend = fn.cast(operand, dtype=types.UINT8)
-        images = images + (_step(images, slope=-510.0, shift=255.0) & addend)
-    elif branch == Branch.POSTERIZE.value:
-        images = images & fn.cast(operand, dtype=types.UINT8)
-    elif branch == Branch.BRIGHTNESS.value:
-        images = fn.brightness_contrast(images, brightness=value, brightness_shift=TRUNCATION_SHIFT)
-    elif branch == Branch.COLOR.value:
-        images = _blend(_luma(images, types.RGB), images, operand, size_px)
+    elif branch <= Branch.AUTO_CONTRAST.value:
+        if branch == Branch.WARP.value:
+            images = _warp(images, matrix, size_px, fill, device)
+        elif branch == Branch.EQUALIZE.value:
+            images = equalize(images, size_px=size_px, device=device)
+        else:
+            images = _auto_contrast(images, size_px)
+    elif branch <= Branch.POSTERIZE.value:
+        if branch <= Branch.BRIGHTNESS.value:
+            if branch == Branch.SOLARIZE.value:
+                images = images ^ _step(images, slope=510.0, shift=1.0 - 2.0 * value)
+            else:
+                images = fn.brightness_contrast(
+                    images, brightness=value, brightness_shift=TRUNCATION_SHIFT
+                )
+        else:
+            level = fn.cast(operand, dtype=types.UINT8)
+            if branch == Branch.SOLARIZE_ADD.value:
+                images = images + (_step(images, slope=-510.0, shift=255.0) & level)
+            else:
+                images = images & level
     elif branch == Branch.CONTRAST.value:
         mean = fn.reductions.mean(_luma(images, types.GRAY))
         images = _blend(math.floor(mean + 0.5), images, operand, size_px)
-    elif branch == Branch.SHARPNESS.value:
-        images = _blend(_smooth(images, size_px, device), images, operand, size_px)
     else:
-        images = _auto_contrast(images, size_px)
+        if branch == Branch.COLOR.value:
+            degenerate = _luma(images, types.RGB)
+        else:
+            degenerate = _smooth(images, size_px, device)
+        images = _blend(degenerate, images, operand, size_px)
     return images
 
 
