@@ -50,7 +50,7 @@ from dali_rsb.data.bad_images import BadImages
 from dali_rsb.data.cpus import available_cpus
 from dali_rsb.data.dataset import open_index
 from dali_rsb.data.draws.randaugment import RandAugmentPolicy
-from dali_rsb.data.graph_runner import GraphRunner
+from dali_rsb.data.graph_runner import Division, TakingTurns, default_pipelines
 from dali_rsb.data.graphs import train_graph
 from dali_rsb.data.loader import Loader
 from dali_rsb.data.sampler import BatchLayout
@@ -87,22 +87,37 @@ def endless_specs(samples: TrainSamples) -> Iterator[BatchSpec]:
         yield from samples.specs(epoch)
 
 
+def _division(settings: LoaderSettings) -> Division:
+    """As training has it where nobody has tuned."""
+    pipelines = default_pipelines(torch.device(settings.device), settings.num_threads)
+    return Division(settings.num_threads, PREFETCH, pipelines)
+
+
 def our_loader(
     settings: LoaderSettings, decode_mode: DecodeMode = "roi", repeats: int = 1
 ) -> BatchCounts:
     """This project's training loader."""
     device = torch.device(settings.device)
     samples = our_samples(settings, decode_mode, repeats)
+    division = _division(settings)
     build = train_graph(
         samples.transform,
         batch_size=settings.batch,
-        num_threads=settings.num_threads,
+        num_threads=division.threads_each,
         device=device,
-        prefetch=PREFETCH,
+        prefetch=division.prefetch_each,
         hw_decoder_load=settings.hw_decoder_load,
         source=samples.index.image_source,
     )
-    loader = Loader(samples, build, device, PREFETCH, BadImages(samples.index, "raise"))
+    bad_images = BadImages(samples.index, "raise")
+    loader = Loader(
+        samples,
+        build,
+        device,
+        division.prefetch_each,
+        bad_images,
+        pipelines=division.pipelines,
+    )
     batches = loader.batches(endless_specs(samples))
     return count_images((batch.images for batch in batches), settings)
 
@@ -138,6 +153,7 @@ def our_stage(
 ) -> BatchCounts:
     """Our loader cut off after `stage`: "read" or "decode"."""
     samples = our_samples(replace(settings, randaugment=None), decode_mode, repeats)
+    division = _division(settings)
     names = [spec.name for spec in _stage_inputs(stage, decode_mode)]
     build = partial(
         _stage_graph,
@@ -146,15 +162,15 @@ def our_stage(
         "cpu" if settings.device == "cpu" else "gpu",
         settings.hw_decoder_load,
         batch_size=settings.batch,
-        num_threads=settings.num_threads,
+        num_threads=division.threads_each,
         device_id=settings.device_id,
-        prefetch_queue_depth=PREFETCH,
+        prefetch_queue_depth=division.prefetch_each,
     )
-    runner = GraphRunner(build, PREFETCH)
+    runner = TakingTurns(build, division.prefetch_each, division.pipelines)
     for number, spec in enumerate(endless_specs(samples), start=1):
         inputs = samples.prepare(spec).inputs
         runner.submit({name: inputs[name] for name in names})
-        if number >= PREFETCH:
+        if number >= runner.prefetch:
             num_images = len(runner.take())
             if settings.device != "cpu":
                 torch.cuda.synchronize()

@@ -18,6 +18,7 @@ from dali_rsb.data.dataset.digits import write_digits
 from dali_rsb.data.draws.crops import EvalGeometry
 from dali_rsb.data.draws.mixing import PAIR_BLOCK, MixPolicy
 from dali_rsb.data.draws.randaugment import RandAugmentPolicy, fill_color
+from dali_rsb.data.graph_runner import Division, default_pipelines
 from dali_rsb.data.graphs import eval_graph, train_graph
 from dali_rsb.data.loader import Loader
 from dali_rsb.data.sampler import BatchLayout, EvalLayout, plan_batches
@@ -185,12 +186,13 @@ def train_loader(
     """The training graph and its loader; give `bad_images` where several loaders share them."""
     batch = samples.layout.batch_per_device
     settings = loader_settings(config, samples.index, processes, batch)
+    division = settings.division
     build = train_graph(
         samples.transform,
         batch_size=batch * settings.batches_per_run,
-        num_threads=settings.threads,
+        num_threads=division.threads_each,
         device=processes.device,
-        prefetch=settings.prefetch,
+        prefetch=division.prefetch_each,
         fill=fill_color(config.data.mean),
         source=samples.index.image_source,
         hw_decoder_load=settings.hw_decoder_load,
@@ -202,9 +204,10 @@ def train_loader(
         samples,
         build,
         processes.device,
-        settings.prefetch,
+        division.prefetch_each,
         bad_images,
         settings.batches_per_run,
+        division.pipelines,
     )
 
 
@@ -218,20 +221,31 @@ def eval_loader(
     before and after.
     """
     settings = config.evaluation
-    defaults = default_settings(processes, settings.batch_per_device)
+    defaults = default_settings(processes, settings.batch_per_device, settings.size)
     load = config.data.hw_decoder_load
+    num_threads = config.data.threads or defaults.threads
+    division = Division(num_threads, 2, default_pipelines(processes.device, num_threads))
     layout = EvalLayout(len(index), settings.batch_per_device, processes.world_size, processes.rank)
     samples = EvalSamples(index, layout, EvalGeometry(settings.size, settings.crop_ratio))
     build = eval_graph(
         settings.size,
         settings.interpolation,
         batch_size=settings.batch_per_device,
-        num_threads=config.data.threads or defaults.threads,
+        num_threads=division.threads_each,
         device=processes.device,
+        prefetch=division.prefetch_each,
         hw_decoder_load=defaults.hw_decoder_load if load is None else load,
         source=index.image_source,
     )
-    return samples, Loader(samples, build, processes.device, 2, BadImages(index, "raise"))
+    loader = Loader(
+        samples,
+        build,
+        processes.device,
+        division.prefetch_each,
+        BadImages(index, "raise"),
+        pipelines=division.pipelines,
+    )
+    return samples, loader
 
 
 def build_model(config: cfg.Model, device: torch.device) -> nn.Module:

@@ -46,11 +46,14 @@ class Data(Section):
     val: FilePath | None = None  # the same for validation
     digits: FilePath | None = None  # write the quickstart digits here and train on them
     index: FilePath | None = None  # folder for the dataset indices; default: beside the images
-    # The next five, where not given: what `python -m dali_rsb.tune` found for this machine and
+    # The next six, where not given: what `python -m dali_rsb.tune` found for this machine and
     # these images; where nobody has tuned, what stands in brackets.
     threads: Positive | None = None  # DALI threads a process (its share of the CPUs)
     prefetch: Annotated[int, Field(ge=2)] | None = None  # runs of the DALI graph under way (3)
-    batches_per_run: Positive | None = None  # that share a run (GPU: 1; CPU: up to 256 images)
+    pipelines: Positive | None = None  # copies of it that share the threads (GPU: 1; CPU: 2)
+    batches_per_run: Positive | None = (
+        None  # that share a run (GPU: 1; CPU: up to 1,024 small images)
+    )
     decode: Literal["roi", "full"] | None = None  # the crop window or the whole image (roi)
     hw_decoder_load: Fraction | None = None  # share of images for the GPU's JPEG engine (0.65)
     on_bad_image: Literal["substitute", "raise"] = "substitute"

@@ -3,10 +3,10 @@
 Finds the fastest settings of the training loader for this machine and the images of a
 configuration, by running the loader itself (the training graph with its augmentation), and stores
 them for training to pick up. What is measured is the loader alone. On a GPU machine these are
-threads, prefetch depth, batches in one run of the graph, window or whole-image decoding and the
-share of the JPEG engine. Without a GPU, model and loader share the CPUs, so that more loader
-threads would only take from the model: threads stay at this process's share of the CPUs. Keys that
-the configuration sets are left alone.
+threads, prefetch depth, copies of the graph that take turns, batches in one run of it, window or
+whole-image decoding and the share of the JPEG engine. Without a GPU, model and loader share the
+CPUs, so that more loader threads would only take from the model: threads stay at this process's
+share of the CPUs. Keys that the configuration sets are left alone.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def tune(config: Config, this_process: Processes, seconds: float) -> Tuned:
     if not space.names:
         raise UserError(
             "the configuration sets every setting that could be tuned: leave out data.threads, "
-            "data.prefetch, data.batches_per_run, data.decode or data.hw_decoder_load"
+            "data.prefetch, data.pipelines, data.batches_per_run, data.decode or "
+            "data.hw_decoder_load"
         )
     logger.info("tuning the loader alone for %s, %s", index.origin, _scope(this_process, batch))
     meter = LoaderMeter(config, index, this_process, batch, seconds / _MEASUREMENTS)
@@ -174,7 +175,7 @@ class LoaderMeter:
         batches = loader.batches(self._specs)
         try:
             runs = _whole_runs(batches, settings.batches_per_run)
-            for _ in range(settings.prefetch + 1):
+            for _ in range(loader.prefetch + 1):
                 next(runs)
             self._wait_for_device()
             num_batches = 0
@@ -222,6 +223,7 @@ def search_space(config: Config, this_process: Processes, start: LoaderSettings)
         decoding=[(mode, load) for mode in modes for load in loads],
         threads=threads,
         prefetch=[2, 3, 5] if data.prefetch is None else [],
+        pipelines=[1, 2, 4] if data.pipelines is None else [],
         batches_per_run=batches_per_run,
     )
 
@@ -232,7 +234,9 @@ def _starting_point(
     """The defaults, but for the keys that the configuration sets."""
     given = {name: getattr(config.data, name) for name in NAMES}
     given = {name: value for name, value in given.items() if value is not None}
-    return LoaderSettings(**{**asdict(default_settings(this_process, batch_per_device)), **given})
+    return LoaderSettings(
+        **{**asdict(default_settings(this_process, batch_per_device, config.augment.size)), **given}
+    )
 
 
 def _scope(this_process: Processes, batch: int) -> str:

@@ -21,7 +21,14 @@ NUM_ROUNDS = 3
 IDLE_BELOW = 0.6
 # Share of the time by which each part of the search ends. The last part compares the choice with
 # the defaults once more: of many candidates one wins by luck.
-_ENDS = {"decode": 0.4, "threads": 0.6, "prefetch": 0.72, "batches_per_run": 0.84, "confirm": 1.0}
+_ENDS = {
+    "decode": 0.4,
+    "threads": 0.6,
+    "pipelines": 0.7,
+    "prefetch": 0.78,
+    "batches_per_run": 0.87,
+    "confirm": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Space:
     decoding: Sequence[tuple[DecodeSetting, float]] = ()
     threads: Sequence[int] = ()
     prefetch: Sequence[int] = ()
+    pipelines: Sequence[int] = ()
     batches_per_run: Sequence[int] = ()
 
     @property
@@ -53,6 +61,7 @@ class Space:
         values: dict[str, Sequence[object]] = {
             "threads": self.threads,
             "prefetch": self.prefetch,
+            "pipelines": self.pipelines,
             "batches_per_run": self.batches_per_run,
             "decode": [mode for mode, _ in self.decoding],
             "hw_decoder_load": [load for _, load in self.decoding],
@@ -106,6 +115,8 @@ class Search:
         share = default.threads
         threads = [n for n in space.threads if n <= share or self._leaves_cpus_idle(best, share)]
         best, _ = self._race("threads", best, [replace(best, threads=n) for n in threads])
+        side_by_side = [replace(best, pipelines=n) for n in space.pipelines if n <= best.threads]
+        best, _ = self._race("pipelines", best, side_by_side)
         best, _ = self._race("prefetch", best, [replace(best, prefetch=n) for n in space.prefetch])
         several = [replace(best, batches_per_run=n) for n in space.batches_per_run]
         best, _ = self._race("batches_per_run", best, several)

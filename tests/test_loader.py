@@ -13,6 +13,7 @@ from dali_rsb.data.dataset import open_index
 from dali_rsb.data.draws.crops import EvalGeometry
 from dali_rsb.data.draws.mixing import MixPolicy
 from dali_rsb.data.draws.randaugment import RandAugmentPolicy
+from dali_rsb.data.graph_runner import Division, default_pipelines
 from dali_rsb.data.graphs import eval_graph, train_graph
 from dali_rsb.data.loader import Loader
 from dali_rsb.data.sampler import BatchLayout, EvalLayout
@@ -47,7 +48,7 @@ def _train_samples(index, layout, **options):
     return TrainSamples(index, layout, TRANSFORM, MixPolicy(0.1, 1.0, group_size=16), **options)
 
 
-def _train_loader(samples, prefetch=2, batches_per_run=1, **options):
+def _train_loader(samples, prefetch=2, batches_per_run=1, pipelines=1, **options):
     build = train_graph(
         samples.transform,
         batch_size=samples.layout.batch_per_device * batches_per_run,
@@ -56,7 +57,7 @@ def _train_loader(samples, prefetch=2, batches_per_run=1, **options):
         prefetch=prefetch,
     )
     bad_images = BadImages(samples.index, **options)
-    return Loader(samples, build, CPU, prefetch, bad_images, batches_per_run)
+    return Loader(samples, build, CPU, prefetch, bad_images, batches_per_run, pipelines)
 
 
 def _eval_loader(index, batch, prefetch=2, policy="raise", **options):
@@ -158,23 +159,44 @@ def _assert_same(batches, others):
 
 
 @pytest.mark.parametrize(("decode_mode", "repeats"), [("roi", 1), ("shared", 3)])
-def test_batches_that_share_runs_of_the_graph_are_the_same(tmp_path, decode_mode, repeats):
+@pytest.mark.parametrize(("batches_per_run", "pipelines"), [(3, 1), (1, 3), (2, 2)])
+def test_runs_of_several_batches_in_turns_give_the_same_batches(
+    tmp_path, decode_mode, repeats, batches_per_run, pipelines
+):
     index = open_index(_make_folder(tmp_path, 256), progress=False)
     samples = _train_samples(index, BatchLayout(16, 8), repeats=repeats)
     samples = replace(samples, transform=replace(TRANSFORM, decode_mode=decode_mode))
-    # Runs of 3 batches reach from one epoch into the next, and the last one is short.
-    specs = list(samples.stream(0, 2, first_update=1))
-    assert len(specs) % 3 > 0
+
+    def loader():
+        return _train_loader(samples, 2, batches_per_run, pipelines, max_fraction=0.1)
+
+    # Runs reach from one epoch into the next, and the last one is short.
+    specs = list(samples.stream(0, 2, first_update=10))[:25]
+    assert specs[0].epoch < specs[-1].epoch
     alone = list(_train_loader(samples).batches(specs))
-    _assert_same(_train_loader(samples, batches_per_run=3).batches(specs), alone)
-    stopped = _train_loader(samples, batches_per_run=3)
+    _assert_same(loader().batches(specs), alone)
+    stopped = loader()
     for _, batch in zip(range(4), stopped.batches(specs), strict=False):
         del batch
     _assert_same(stopped.batches(specs[5:]), alone[5:])
     # A broken image has the same stand-in, and the batches beside it are untouched.
     _break(index, [5, 40])
     alone = list(_train_loader(samples, max_fraction=0.1).batches(specs))
-    _assert_same(_train_loader(samples, 2, 3, max_fraction=0.1).batches(specs), alone)
+    _assert_same(loader().batches(specs), alone)
+
+
+@pytest.mark.parametrize(
+    ("threads", "prefetch", "pipelines", "each"),
+    [(8, 3, 1, (8, 3)), (8, 3, 2, (4, 2)), (2, 6, 2, (1, 3)), (1, 2, 2, (1, 2)), (5, 5, 2, (2, 3))],
+)
+def test_threads_and_runs_are_divided_among_pipelines(threads, prefetch, pipelines, each):
+    division = Division(threads, prefetch, pipelines)
+    assert (division.threads_each, division.prefetch_each) == each
+
+
+def test_a_gpu_has_one_pipeline_and_a_cpu_two_if_it_has_threads_for_them():
+    assert default_pipelines(torch.device("cuda", 0), 16) == 1
+    assert [default_pipelines(CPU, threads) for threads in (1, 2, 16)] == [1, 2, 2]
 
 
 def _break(index, images):

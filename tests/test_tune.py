@@ -213,16 +213,28 @@ def test_given_keys_win_over_tuned_ones_and_those_over_the_defaults(digits, cach
     def settings(config):
         return loader_settings(config, index, CPU, 96)
 
-    assert settings(config) == LoaderSettings(6, batches_per_run=2)
+    assert settings(config) == LoaderSettings(6, pipelines=2, batches_per_run=10)
     _store(config)
-    assert settings(config) == LoaderSettings(6, prefetch=5, batches_per_run=2, decode="full")
+    assert settings(config) == LoaderSettings(6, 5, 2, 10, "full")
     given = _config(digits, "data.prefetch=4", "data.threads=2", "data.hw_decoder_load=0.5")
-    assert settings(given) == LoaderSettings(2, 4, 2, "full", 0.5)
+    assert settings(given) == LoaderSettings(2, 4, 2, 10, "full", 0.5)
     # Another augmentation, batch or number of processes has not been tuned.
     assert settings(_config(digits, "augment.randaugment=null")).prefetch == 3
     assert loader_settings(config, index, CPU, 48).prefetch == 3
     two = Processes(torch.device("cpu"), world_size=2, local_world_size=2)
-    assert loader_settings(config, index, two, 96) == LoaderSettings(3, batches_per_run=2)
+    assert loader_settings(config, index, two, 96) == LoaderSettings(
+        3, pipelines=2, batches_per_run=10
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "size_px", "batches"),
+    [(64, 32, 16), (256, 160, 1), (32, 160, 8), (32, 224, 4), (512, 224, 1)],
+)
+def test_runs_of_a_cpu_hold_many_small_images_or_few_large_ones(batch, size_px, batches):
+    assert store.default_settings(CPU, batch, size_px).batches_per_run == batches
+    on_gpu = Processes(torch.device("cuda", 0))
+    assert store.default_settings(on_gpu, batch, size_px).batches_per_run == 1
 
 
 def test_training_uses_tuned_settings_and_says_so(digits, cache, caplog):
@@ -231,7 +243,7 @@ def test_training_uses_tuned_settings_and_says_so(digits, cache, caplog):
     samples = train_samples(config, open_training(config), CPU, 96)
     assert samples.transform.decode_mode == "full"
     loader = train_loader(config, samples, CPU)
-    assert (loader.prefetch, loader.batches_under_way) == (5, 10)
+    assert (loader.prefetch, loader.batches_under_way) == (5, 50)  # one thread, one pipeline
     trainer = Trainer(config, CPU)
     assert trainer.loader.prefetch == 5
     with caplog.at_level(logging.INFO):
@@ -240,6 +252,11 @@ def test_training_uses_tuned_settings_and_says_so(digits, cache, caplog):
     assert lines == [
         "data.prefetch=5, data.decode=full from tuning on 2026-05-01; set a key to override it"
     ]
+
+
+# What is searched everywhere, and the configuration that leaves nothing to search on a CPU.
+PLACING = ("prefetch", "pipelines", "batches_per_run")
+GIVEN = ("data.prefetch=2", "data.pipelines=1", "data.batches_per_run=1", "data.decode=roi")
 
 
 def _search_space(config, monkeypatch, device="cpu", engines=7, **processes):
@@ -251,8 +268,8 @@ def _search_space(config, monkeypatch, device="cpu", engines=7, **processes):
 
 def test_on_a_cpu_threads_keep_their_share(digits, monkeypatch):
     space = _search_space(_config(digits), monkeypatch)
-    assert space.names == ("prefetch", "batches_per_run", "decode")
-    given = _config(digits, "data.decode=roi", "data.prefetch=2")
+    assert space.names == (*PLACING, "decode")
+    given = _config(digits, "data.decode=roi", "data.prefetch=2", "data.pipelines=1")
     assert _search_space(given, monkeypatch).names == ("batches_per_run",)
 
 
@@ -265,17 +282,16 @@ def test_on_a_gpu_all_is_searched_but_what_is_given(digits, monkeypatch):
     assert {load for _, load in space.decoding} == {0.0, 0.65, 0.9, 1.0}
     assert _search_space(config, monkeypatch, "cuda", engines=0).names == (
         "threads",
-        "prefetch",
-        "batches_per_run",
+        *PLACING,
         "decode",
     )
     given = _config(digits, "data.threads=5", "data.hw_decoder_load=0.8", "data.decode=full")
-    assert _search_space(given, monkeypatch, "cuda").names == ("prefetch", "batches_per_run")
+    assert _search_space(given, monkeypatch, "cuda").names == PLACING
 
 
 def test_repeated_augmentation_leaves_the_decoding_alone(digits, monkeypatch):
     config = _config(digits, "augment.repeats=3")
-    assert _search_space(config, monkeypatch).names == ("prefetch", "batches_per_run")
+    assert _search_space(config, monkeypatch).names == PLACING
 
 
 def _run_command(monkeypatch, *arguments):
@@ -296,7 +312,7 @@ def test_the_command_measures_stores_and_prints(digits, cache, monkeypatch, caps
     assert "CPU ms/img" in output.out
     assert "of 5 s  threads=" in output.err
     found = store.find_tuned(config, open_training(config), CPU, 96)
-    assert found.settings.keys() == {"prefetch", "batches_per_run", "decode"}
+    assert found.settings.keys() == {*PLACING, "decode"}
     assert found.img_per_s > 0
     assert loader_settings(config, open_training(config), CPU, 96).prefetch in (2, 3, 5)
 
@@ -330,7 +346,7 @@ def test_mistakes_are_user_errors(monkeypatch, arguments, message):
 def test_nothing_left_to_tune_is_a_user_error(digits, cache):
     with pytest.raises(UserError, match="every setting"):
         command.tune(
-            _config(digits, "data.prefetch=2", "data.decode=roi", "data.batches_per_run=1"),
+            _config(digits, *GIVEN),
             CPU,
             seconds=5,
         )

@@ -26,6 +26,7 @@ from dali_rsb.data.draws.crops import EvalGeometry
 from dali_rsb.data.draws.erasing import ErasingPolicy
 from dali_rsb.data.draws.mixing import MixPolicy
 from dali_rsb.data.draws.randaugment import fill_color
+from dali_rsb.data.graph_runner import Division, default_pipelines
 from dali_rsb.data.graphs import eval_graph, train_graph
 from dali_rsb.data.loader import Batch, Loader
 from dali_rsb.data.sampler import SEED_STRIDE, BatchLayout, EpochSampler, EvalLayout
@@ -79,6 +80,12 @@ class Resources:
     num_threads: int
     prefetch: int = 3
     hw_decoder_load: float = 0.65
+
+    @property
+    def division(self) -> Division:
+        """How threads and batches under way are divided among pipelines."""
+        pipelines = default_pipelines(self.device, self.num_threads)
+        return Division(self.num_threads, self.prefetch, pipelines)
 
 
 @dataclass(frozen=True)
@@ -383,7 +390,15 @@ class EpochLoader:
         # Nothing that refers to this loader: in a cycle, pipelines would wait for the garbage
         # collector.
         build = _graph(process, resources, self.batch_size, self._output.mean, index.image_source)
-        return Loader(samples, build, resources.device, resources.prefetch, self._bad_images)
+        division = resources.division
+        return Loader(
+            samples,
+            build,
+            resources.device,
+            division.prefetch_each,
+            self._bad_images,
+            pipelines=division.pipelines,
+        )
 
     def _keep(self, loader: Loader) -> None:
         """Keep one idle pipeline for the next pass."""
@@ -435,9 +450,9 @@ def _graph(
 ) -> Callable[[], Pipeline]:
     options: dict[str, Any] = {
         "batch_size": batch_size,
-        "num_threads": resources.num_threads,
+        "num_threads": resources.division.threads_each,
         "device": resources.device,
-        "prefetch": resources.prefetch,
+        "prefetch": resources.division.prefetch_each,
         "hw_decoder_load": resources.hw_decoder_load,
         "source": source,
     }

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dali_rsb.data.bad_images import BadImages
 from dali_rsb.data.draws.mixing import MixDraws
-from dali_rsb.data.graph_runner import GraphRunner
+from dali_rsb.data.graph_runner import TakingTurns
 from dali_rsb.data.samples import BatchSpec, PreparedRun, joined_indices, replace_indices
 
 logger = logging.getLogger(__name__)
@@ -77,9 +77,10 @@ class Loader:
         build_pipeline: makes the graph; its inputs must be those that `samples` prepares, and its
             batch size must suffice for a run.
         device: where labels and draws go; the graph's own device.
-        prefetch: runs under way; the pipeline must have been built with the same depth.
+        prefetch: runs under way in a pipeline; it must have been built with the same depth.
         bad_images: what to do about images that cannot be decoded.
         batches_per_run: how many batches share a run.
+        pipelines: how many pipelines take turns (see `graph_runner.Division`).
     """
 
     def __init__(
@@ -90,16 +91,17 @@ class Loader:
         prefetch: int,
         bad_images: BadImages,
         batches_per_run: int = 1,
+        pipelines: int = 1,
     ) -> None:
         self._samples = samples
         self._device = device
-        self._runner = GraphRunner(build_pipeline, prefetch)
+        self._runner = TakingTurns(build_pipeline, prefetch, pipelines)
         self._bad_images = bad_images
         self._batches_per_run = batches_per_run
 
     @property
     def prefetch(self) -> int:
-        """Runs of the graph under way."""
+        """Runs of the graph under way, in all pipelines."""
         return self._runner.prefetch
 
     @property
@@ -108,7 +110,7 @@ class Loader:
         return self.prefetch * self._batches_per_run
 
     def with_samples(self, samples: Samples) -> Loader:
-        """A view of this loader, with its pipeline and its bad images, that loads other samples."""
+        """A view of this loader, with its pipelines and bad images, that loads other samples."""
         view = copy.copy(self)
         view._samples = samples
         return view
@@ -132,7 +134,7 @@ class Loader:
             self._runner.discard()
 
     def close(self) -> None:
-        """Free the pipeline with its threads and buffers; the next batch builds it anew."""
+        """Free the pipelines with their threads and buffers; the next batches build them anew."""
         self._runner.reset()
 
     def _submit(self, specs: tuple[BatchSpec, ...]) -> _Run:
