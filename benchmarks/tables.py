@@ -44,10 +44,17 @@ def render(results: Path = RESULTS) -> str:
         if not path.exists():
             missing.append(title)
             continue
-        lines += [*render_one(json.loads(path.read_text(encoding="utf-8"))), ""]
+        lines += [*render_one(_read(path)), ""]
+        if name == "train_cpu":
+            lines += _twins([results / f"{kernel}_cpu.json" for kernel in KERNEL_TITLES])
     if missing:
         lines += [f"Not measured yet: {'; '.join(missing)}.", ""]
     return "\n".join(lines) + "\n"
+
+
+def _read(path: Path) -> Report:
+    report: Report = json.loads(path.read_text(encoding="utf-8"))
+    return report
 
 
 def _loader(report: Report) -> list[str]:
@@ -147,6 +154,32 @@ def _kernel(report: Report) -> list[str]:
         )
         lines.append(f"| {case} | {result['floor_us']:.0f} | {' | '.join(times)} |")
     return lines
+
+
+def _twins(paths: list[Path]) -> list[str]:
+    """What the kernels' counterparts on a CPU take, in one table; nothing without results."""
+    reports = [_read(path) for path in paths if path.exists()]
+    if not reports:
+        return []
+    lines = [
+        "What stands for the kernels on a CPU, milliseconds (mixing 256 images of 160 px; loss of "
+        f"512 x 1,000 logits), {_where(reports[0])}",
+        "",
+        "| operation | dali_rsb | timm | timm's time over ours |",
+        "|---|---|---|---|",
+    ]
+    for report in reports:
+        for case, result in report["cases"].items():
+            ours, theirs = (result["contenders"][name]["us"] for name in ("dali_rsb", "timm"))
+            lines.append(
+                f"| {KERNEL_TITLES[report['benchmark']]}: {case} | {_ms(ours)} | {_ms(theirs)} | "
+                f"{theirs['median'] / ours['median']:.1f} x |"
+            )
+    return [*lines, ""]
+
+
+def _ms(us: Mapping[str, float]) -> str:
+    return f"{us['median'] / 1e3:.1f} ({us['min'] / 1e3:.1f} to {us['max'] / 1e3:.1f})"
 
 
 def _spread(rate: Mapping[str, float]) -> str:

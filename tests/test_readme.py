@@ -68,6 +68,14 @@ def test_every_result_has_its_table(tmp_path):
             "fastest": "dali_rsb",
         },
         "mix_gpu": {"settings": SETTINGS, "benchmark": "mix", "cases": {"mixup": kernel}},
+        "train_cpu": {"settings": SETTINGS, "triples": {"dali_rsb": triple}},
+        "loss_cpu": {
+            "settings": SETTINGS,
+            "benchmark": "loss",
+            "cases": {
+                "A1": {"contenders": {"dali_rsb": {"us": _rate(2000)}, "timm": {"us": _rate(3000)}}}
+            },
+        },
     }
     for name, result in results.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(result | WHERE))
@@ -77,7 +85,8 @@ def test_every_result_has_its_table(tmp_path):
     assert "| **dali_rsb** | 5000 (4999 to 5001) | 12.5 | 12.5 | 12.5 | 12.5 | 10.2 |" in text
     assert "| timm's step | 5000" in text
     assert "| mixup | 30 | 33 |" in text
-    assert text.count("on one Loom, 16 cores of an Abacus; median of 3 alternating rounds") == 3
+    assert text.count("on one Loom, 16 cores of an Abacus; median of 3 alternating rounds") == 5
+    assert "| loss: A1 | 2.0 (2.0 to 2.0) | 3.0 (3.0 to 3.0) | 1.5 x |" in text
     missing = text.partition("Not measured yet: ")[2]
     assert "the loader on a GPU" in missing
     assert "the training step on a GPU" not in missing
