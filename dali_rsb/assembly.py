@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 # Device batches where run.batch_per_device is not given. RSB trained ResNet-50 at 224 px with 512
 # a card in 32 GB and at 160 px with 512 in 16 GB, so 256 fits any card from 16 GB on.
 DEFAULT_BATCH_GPU = 256
-DEFAULT_BATCH_CPU = 32
+DEFAULT_BATCH_CPU = 64
 
 
 @dataclass(frozen=True)

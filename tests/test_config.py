@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from pydantic import ValidationError
 
+from dali_rsb.assembly import device_batch
 from dali_rsb.config import load_config, override_config
+from dali_rsb.distributed import Processes
 from dali_rsb.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -152,3 +155,10 @@ def test_unreadable_files(tmp_path):
     broken.write_text("just words")
     with pytest.raises(UserError, match="must hold sections"):
         load_config(broken)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_the_quickstart_runs_on_any_number_of_processes(processes):
+    config = load_config(CONFIGS / "quickstart.yaml", [])
+    alike = Processes(torch.device("cpu"), world_size=processes, local_world_size=processes)
+    assert device_batch(config, alike) == 64 // processes
