@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dali_rsb.data import graph_runner
 from dali_rsb.data.bad_images import BadImages
 from dali_rsb.data.dataset import open_index
 from dali_rsb.data.draws.crops import EvalGeometry
@@ -197,6 +198,30 @@ def test_threads_and_runs_are_divided_among_pipelines(threads, prefetch, pipelin
 def test_a_gpu_has_one_pipeline_and_a_cpu_two_if_it_has_threads_for_them():
     assert default_pipelines(torch.device("cuda", 0), 16) == 1
     assert [default_pipelines(CPU, threads) for threads in (1, 2, 16)] == [1, 2, 2]
+
+
+def test_what_came_out_before_a_fork_is_kept(tmp_path):
+    index = open_index(_make_folder(tmp_path), progress=False)
+    samples = _train_samples(index, BatchLayout(16, 8))
+    specs = list(samples.specs(0))
+
+    def with_forks(loader):
+        for number, batch in enumerate(loader.batches(specs)):
+            yield batch
+            if number % 3 < 2:
+                graph_runner._settle_all()
+
+    expected = list(_train_loader(samples).batches(specs))
+    _assert_same(with_forks(_train_loader(samples)), expected)
+    _break(index, [5, 40])
+    expected = list(_train_loader(samples, max_fraction=0.1).batches(specs))
+    _assert_same(with_forks(_train_loader(samples, 2, 1, 2, max_fraction=0.1)), expected)
+    stopped = _train_loader(samples, max_fraction=0.1)
+    batches = stopped.batches(specs)
+    next(batches)
+    graph_runner._settle_all()
+    batches.close()
+    _assert_same(stopped.batches(specs[3:]), expected[3:])
 
 
 def _break(index, images):

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,6 +55,20 @@ def default_pipelines(device: torch.device, num_threads: int) -> int:
     return 1 if device.type == "cuda" else min(2, num_threads)
 
 
+# A fork in the middle of a run would leave DALI's locks taken for ever in the child, where any
+# pipeline then waits without end: every process forks between runs.
+_RUNNERS: weakref.WeakSet[GraphRunner] = weakref.WeakSet()
+
+
+def _settle_all() -> None:
+    for runner in list(_RUNNERS):
+        runner.settle()
+
+
+# The child has no use for its parent's runners, whose threads did not come along.
+os.register_at_fork(before=_settle_all, after_in_child=_RUNNERS.clear)
+
+
 class GraphRunner:
     """Runs a pipeline with one output asynchronously, in the order of submission.
 
@@ -68,6 +85,10 @@ class GraphRunner:
         # For each batch fed: will its output be taken? And its inputs, which must live until then:
         # the graph may read them in place.
         self._under_way: deque[tuple[bool, Inputs]] = deque()
+        # Of the first of these, what came out already, or the failure; see `settle`.
+        self._settled: deque[Tensor | RuntimeError | None] = deque()
+        self._lock = threading.RLock()  # for a fork in another thread
+        _RUNNERS.add(self)
 
     def __del__(self) -> None:
         self.reset()
@@ -91,15 +112,44 @@ class GraphRunner:
             # DALI's first run schedules a whole queue; fill it up with copies nobody takes.
             self._feed(self._last_inputs, wanted=False)
         while not self._under_way[0][0]:
-            self._pipeline.share_outputs()
-            self._pipeline.release_outputs()
+            self._next_output()
+        images = self._next_output()
+        assert images is not None
+        return images
+
+    def settle(self) -> None:
+        """Wait until no run is going on; what came out is kept for `take`."""
+        with self._lock:
+            if self._pipeline is None or not self._started:
+                return
+            for wanted, _ in list(self._under_way)[len(self._settled) :]:
+                try:
+                    self._settled.append(self._receive(wanted))
+                except RuntimeError as error:
+                    self._settled.append(error)
+                    return
+            if self._pipeline.device_id is not None:
+                torch.cuda.current_stream().synchronize()  # `take` may be on another stream
+
+    def _next_output(self) -> Tensor | None:
+        """The oldest output, or None if nobody wants it."""
+        with self._lock:
+            if self._settled:
+                output = self._settled.popleft()
+            else:
+                output = self._receive(self._under_way[0][0])
+            if isinstance(output, RuntimeError):
+                raise output
             self._under_way.popleft()
+            return output
+
+    def _receive(self, wanted: bool) -> Tensor | None:
+        assert self._pipeline is not None
         on_gpu = self._pipeline.device_id is not None
-        stream = torch.cuda.current_stream() if on_gpu else None
+        stream = torch.cuda.current_stream() if on_gpu and wanted else None
         (output,) = self._pipeline.share_outputs(cuda_stream=stream)
-        images = from_dlpack(output.as_tensor())
+        images = from_dlpack(output.as_tensor()) if wanted else None
         self._pipeline.release_outputs()
-        self._under_way.popleft()
         return images
 
     def discard(self) -> None:
@@ -111,6 +161,7 @@ class GraphRunner:
         self._pipeline = None  # first: its threads may still be reading inputs
         self._started = False
         self._under_way.clear()
+        self._settled.clear()
 
     def _feed(self, inputs: Inputs, wanted: bool) -> None:
         if self._pipeline is None:
