@@ -603,7 +603,7 @@ def test_cutmix_boxes_between_a_least_and_a_largest_side():
 def test_erased_boxes_are_distributed_as_timms(max_count, monkeypatch):
     from timm.data import random_erasing
 
-    size_px, num_images = 32, 4000
+    size_px, num_images = 32, 20_000
     policy = ErasingPolicy(0.4, max_count=max_count, num_splits=2)
     draws = policy.draw(0, 0, range(num_images), size_px)
     assert draws.rows.min() >= num_images // 2
@@ -619,13 +619,13 @@ def test_erased_boxes_are_distributed_as_timms(max_count, monkeypatch):
     for _ in range(num_images // 2):
         theirs._erase(Image(), 3, size_px, size_px, torch.float32)
     boxes = np.array(boxes)
-    assert len(draws.boxes) == pytest.approx(len(boxes), rel=0.1)
+    assert len(draws.boxes) == pytest.approx(len(boxes), rel=0.05)
     quantiles = np.linspace(0.1, 0.9, 9)
     for column in range(4):
         ours, expected = (np.quantile(b[:, column], quantiles) for b in (draws.boxes, boxes))
         assert np.abs(ours - expected).max() <= 2
     area, expected = ((b[:, 1] - b[:, 0]) * (b[:, 3] - b[:, 2]) for b in (draws.boxes, boxes))
-    assert area.mean() == pytest.approx(expected.mean(), rel=0.06)
+    assert area.mean() == pytest.approx(expected.mean(), rel=0.04)
     assert area.max() <= size_px**2 / 3 + size_px
 
 
