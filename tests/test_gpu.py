@@ -54,6 +54,33 @@ def test_the_gpu_graph_gives_the_cpu_graphs_pixels(photo_folder, decode_mode, po
     assert difference.mean() < (1.0 if policy is None else 3.0)
 
 
+def test_images_that_are_dropped_at_once_are_read_before_they_are_overwritten(photo_folder):
+    # The GPU is kept behind the host, so that DALI has long been told that it may have its memory.
+    index = open_index(photo_folder, progress=False)
+    transform = TrainTransform(160, decode_mode="full")
+    samples = TrainSamples(index, BatchLayout(14, 14), transform)
+    prepared = [samples.prepare(next(samples.specs(epoch))) for epoch in range(12)]
+
+    def build():
+        return train_pipeline(
+            size_px=160, batch_size=14, num_threads=2, device_id=0, decode_mode="full"
+        )
+
+    def read(delay_cycles):
+        runner = GraphRunner(build, prefetch=2)
+        read = []
+        runner.submit(prepared[0].inputs)
+        for following in [*prepared[1:], None]:
+            if following is not None:
+                runner.submit(following.inputs)
+            torch.cuda._sleep(delay_cycles)
+            read.append(runner.take().clone())
+        torch.cuda.synchronize()
+        return torch.stack(read)
+
+    assert torch.equal(read(delay_cycles=20_000_000), read(delay_cycles=0))
+
+
 @pytest.mark.parametrize("amp", ["none", "bf16", "fp16"])
 def test_a_run_in_every_precision(digits, tmp_path, amp):
     if amp == "bf16" and torch.cuda.get_device_capability() < (8, 0):

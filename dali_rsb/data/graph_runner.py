@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from nvidia.dali import Pipeline
+from nvidia.dali.backend import TensorGPU
+from nvidia.dali.plugin.pytorch import feed_ndarray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
@@ -101,8 +103,8 @@ class GraphRunner:
         """Wait for the oldest batch that was submitted.
 
         Returns:
-            uint8 [B, H, W, C] on the pipeline's device, ready on the current stream. The tensor
-            owns DALI's buffer: later batches never overwrite it.
+            uint8 [B, H, W, C] on the pipeline's device, ready on the current stream. Later batches
+            never overwrite it.
 
         Raises:
             RuntimeError: an operator failed; the pipeline is gone and `reset` must be called.
@@ -145,10 +147,14 @@ class GraphRunner:
 
     def _receive(self, wanted: bool) -> Tensor | None:
         assert self._pipeline is not None
-        on_gpu = self._pipeline.device_id is not None
-        stream = torch.cuda.current_stream() if on_gpu and wanted else None
-        (output,) = self._pipeline.share_outputs(cuda_stream=stream)
-        images = from_dlpack(output.as_tensor()) if wanted else None
+        device_id = self._pipeline.device_id
+        if device_id is None:
+            (output,) = self._pipeline.share_outputs()
+            images = from_dlpack(output.as_tensor()) if wanted else None
+        else:
+            stream = torch.cuda.current_stream(device_id) if wanted else None
+            (output,) = self._pipeline.share_outputs(cuda_stream=stream)
+            images = _copy(output.as_tensor(), stream) if stream is not None else None
         self._pipeline.release_outputs()
         return images
 
@@ -176,6 +182,18 @@ class GraphRunner:
             self._pipeline.schedule_run()
             self._started = True
         self._last_inputs = inputs
+
+
+def _copy(tensor: TensorGPU, stream: torch.cuda.Stream) -> Tensor:
+    """Copy DALI's uint8 tensor into memory of PyTorch's, in the order of `stream`.
+
+    Without a copy the tensor would be DALI's to free: it asks a thread to wait for the whole device
+    each time, since it cannot know which stream still reads it. That thread takes a core away from
+    decoding, and its waiting may spoil a CUDA graph that is being recorded. The copy moves 39 MB
+    for 256 images of 160 px: an estimated 20 microseconds on an H100, a thousandth of a step.
+    """
+    images = torch.empty(tensor.shape(), dtype=torch.uint8, device=stream.device)
+    return feed_ndarray(tensor, images, cuda_stream=stream)
 
 
 class TakingTurns:
