@@ -4,7 +4,7 @@
 
 `loader`: ours against timm's, DALI's own graph and torchvision's, on the same files, with the same
 augmentation (RandomResizedCrop, flip, RandAugment), batch and CPUs. The unit of work is a uint8
-batch on the device, ready to be normalised there. Each also without RandAugment.
+batch on the device, ready to be normalised there. Each also without RandAugment, and there FFCV's.
 `stages`: our graph cut off after each stage.
 `repeated_augmentation`: three copies of each image in a batch, decoded once or three times.
 """
@@ -31,6 +31,7 @@ from benchmarks.peers import (
     count_images,
     dali_loader,
     dali_stock_loader,
+    ffcv_loader,
     timm_loader,
     torchvision_loader,
 )
@@ -211,9 +212,12 @@ def loader_group(settings: LoaderSettings) -> Group:
         "timm plain": partial(timm_loader, plain),
         "DALI plain": partial(dali_loader, plain),
         "DALI stock plain": partial(dali_stock_loader, plain),
+        "torchvision plain": partial(torchvision_loader, plain),
+        "FFCV plain": partial(ffcv_loader, plain),
+        "FFCV half raw plain": partial(ffcv_loader, plain, share_raw=0.5),
     }
-    peers = ("timm", "DALI", "DALI stock")
-    comparisons = (Comparison("dali_rsb plain", f"{peer} plain") for peer in peers)
+    ours, *others = without
+    comparisons = (Comparison(ours, other) for other in others)
     if settings.randaugment is None:
         return Group(without, tuple(comparisons))
     return Group(

@@ -28,7 +28,7 @@ from typing import Any
 from dali_rsb.data.cpus import available_cpus
 from dali_rsb.errors import UserError
 
-PACKAGES = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "numpy", "pillow")
+PACKAGES = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "ffcv", "numpy", "pillow")
 CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 # A process is idle when it takes less than this share of one CPU over IDLE_WINDOW_S.

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -107,6 +108,23 @@ def test_every_contender_delivers_whole_batches_across_epochs(settings, contende
     batches = start(dataclasses.replace(settings, randaugment=policy))
     num_epoch_batches = NUM_IMAGES // settings.batch
     assert list(itertools.islice(batches, num_epoch_batches + 2)) == [8] * (num_epoch_batches + 2)
+
+
+@pytest.mark.parametrize("share_raw", [0.0, 0.5])
+def test_ffcv_delivers_whole_batches(settings, share_raw):
+    pytest.importorskip("ffcv")
+    from benchmarks.peers import ffcv_loader
+
+    batches = ffcv_loader(dataclasses.replace(settings, randaugment=None), share_raw)
+    assert list(itertools.islice(batches, 9)) == [8] * 9
+
+
+def test_ffcv_may_be_missing(settings, monkeypatch):
+    from benchmarks.peers import ffcv_loader
+
+    monkeypatch.setitem(sys.modules, "ffcv.fields", None)
+    with pytest.raises(report.NotInstalledError):
+        next(ffcv_loader(settings))
 
 
 def test_dalis_stock_graph_delivers_normalised_batches(settings):
@@ -313,6 +331,9 @@ def test_every_pair_and_stage_is_among_the_contenders(settings):
         "timm plain",
         "DALI plain",
         "DALI stock plain",
+        "torchvision plain",
+        "FFCV plain",
+        "FFCV half raw plain",
     }
 
 
