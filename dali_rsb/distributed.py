@@ -90,8 +90,10 @@ def processes(device: str) -> Iterator[Processes]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world_size > 1:
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=PROCESS_GROUP_TIMEOUT)
+        if chosen.type == "cuda":
+            dist.init_process_group("nccl", timeout=PROCESS_GROUP_TIMEOUT, device_id=chosen)
+        else:
+            dist.init_process_group("gloo", timeout=PROCESS_GROUP_TIMEOUT)
     try:
         yield Processes(chosen, rank, local_rank, world_size, local_world_size)
     finally:
