@@ -128,12 +128,17 @@ def resize_window(
     )
 
 
-@pipeline_def(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=1)
-def _decode_graph(source: ImageSource) -> DataNode:
+@pipeline_def(batch_size=1, num_threads=1, prefetch_queue_depth=1)
+def _decode_graph(source: ImageSource, device: str) -> DataNode:
     inputs = external_inputs((image_input(source),))
-    return decode(read_images(inputs), "cpu", hw_decoder_load=0.0)
+    return decode(read_images(inputs), device, hw_decoder_load=0.65)
 
 
-def decode_check_pipeline(source: ImageSource = "path") -> Pipeline:
-    """Build a graph that decodes one image at a time on the CPU, to find those that fail."""
-    return _decode_graph(source)
+def decode_check_pipeline(source: ImageSource = "path", device_id: int | None = None) -> Pipeline:
+    """Build a graph that decodes one image at a time, to find those that fail.
+
+    Args:
+        source: whether it is fed file names or encoded images.
+        device_id: the GPU, or None for the CPU's decoder.
+    """
+    return _decode_graph(source, "cpu" if device_id is None else "gpu", device_id=device_id)

@@ -24,6 +24,7 @@ from dali_rsb.data.sampler import BatchLayout, EvalLayout
 from dali_rsb.data.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError
 from pipelines import eval_pipeline, train_pipeline
+from pipelines.decoding import decode_check_pipeline
 
 SIZE_PX = 48
 
@@ -296,6 +297,36 @@ def test_a_file_that_neither_decodes_is_replaced(six_files):
     assert np.array_equal(got[0], got[1])
     with pytest.raises(UserError, match=r"a\.gif cannot be decoded"):
         _eval_batches(six_files)
+
+
+class _PickyDecoder:
+    """Stands for a GPU's decoder: rejects one file that the CPU's decodes."""
+
+    def __init__(self, rejected):
+        self._rejected = rejected
+
+    def run(self, path):
+        if path[0].tobytes().decode() == str(self._rejected):
+            raise RuntimeError("decoding failed")
+
+
+def test_a_file_that_only_the_gpu_rejects_is_converted(six_files, monkeypatch):
+    def check_pipeline(source, device_id=None):
+        if device_id is None:
+            return decode_check_pipeline(source)
+        return _PickyDecoder(six_files.path(3))
+
+    monkeypatch.setattr("dali_rsb.data.bad_images.decode_check_pipeline", check_pipeline)
+    bad_images = BadImages(six_files, "raise")
+    failure = RuntimeError("the graph failed")
+    with pytest.raises(RuntimeError, match="the graph failed"):
+        bad_images.find(np.arange(6), failure)
+    bad_images.find(np.arange(6), failure, device_id=0)
+    got = bad_images.conversions.image_array(3).tobytes().decode()
+    assert got.endswith(".ppm")
+    assert np.array_equal(np.asarray(Image.open(got)), np.asarray(_pillow(six_files, 3)))
+    with pytest.raises(RuntimeError, match="the graph failed"):  # the copy is accepted
+        bad_images.find(np.arange(6), failure, device_id=0)
 
 
 def test_a_gif_may_stand_in(six_files):

@@ -47,19 +47,24 @@ class BadImages:
         self._policy = policy
         self._max_count = max(1, int(max_fraction * len(index)))
 
-    def find(self, indices: np.ndarray, error: RuntimeError) -> None:
+    def find(self, indices: np.ndarray, error: RuntimeError, device_id: int | None = None) -> None:
         """Decode images one by one; convert or else replace those that fail.
 
         Args:
             indices: int64 [n], those of the batches under way when the graph failed.
             error: the failure, raised again if every image decodes.
+            device_id: the GPU whose graph failed, or None. Its decoder is asked where the CPU's
+                finds nothing wrong, as the two need not accept the same files.
 
         Raises:
             UserError: a bad image under the "raise" policy, or too many of them.
         """
         new = [int(i) for i in indices if int(i) not in self.replacements]
         # If all of those decode, a stand-in may have gone bad in its turn.
-        bad = self._undecodable(new) or self._undecodable(set(self.replacements.values()))
+        stand_ins = set(self.replacements.values())
+        bad = self._undecodable(new) or self._undecodable(stand_ins)
+        if not bad and device_id is not None:
+            bad = self._undecodable(new, device_id) or self._undecodable(stand_ins, device_id)
         if not bad:
             raise error
         for image in bad:
@@ -99,13 +104,13 @@ class BadImages:
     def _is_good(self, image: int) -> bool:
         return not self._undecodable([image]) or self.conversions.convert_rejected(image)
 
-    def _undecodable(self, images: Iterable[int]) -> list[int]:
-        """Those of some images that the CPU decoder rejects."""
+    def _undecodable(self, images: Iterable[int], device_id: int | None = None) -> list[int]:
+        """Those of some images that the decoder of the CPU, or of a GPU, rejects."""
         bad = []
         source = self._index.image_source
         pipeline: Pipeline | None = None
         for image in images:
-            pipeline = pipeline or decode_check_pipeline(source)
+            pipeline = pipeline or decode_check_pipeline(source, device_id)
             array = self.conversions.image_array(image)
             try:
                 pipeline.run(**{source: [array]})

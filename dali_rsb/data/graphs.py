@@ -35,7 +35,7 @@ def train_graph(
             size_px=transform.size_px,
             batch_size=batch_size,
             num_threads=num_threads,
-            device_id=_device_id(device),
+            device_id=device_id(device),
             prefetch=prefetch,
             decode_mode=transform.decode_mode,
             hw_decoder_load=hw_decoder_load,
@@ -65,7 +65,7 @@ def eval_graph(
         size_px=size_px,
         batch_size=batch_size,
         num_threads=num_threads,
-        device_id=_device_id(device),
+        device_id=device_id(device),
         prefetch=prefetch,
         interpolation=interpolation,
         hw_decoder_load=hw_decoder_load,
@@ -73,7 +73,8 @@ def eval_graph(
     )
 
 
-def _device_id(device: torch.device) -> int | None:
+def device_id(device: torch.device) -> int | None:
+    """The GPU's number, or None for a CPU: how DALI's pipelines take it."""
     if device.type != "cuda":
         return None
     return torch.cuda.current_device() if device.index is None else device.index

@@ -18,6 +18,7 @@ from torch import Tensor
 from dali_rsb.data.bad_images import BadImages
 from dali_rsb.data.draws.mixing import MixDraws
 from dali_rsb.data.graph_runner import TakingTurns
+from dali_rsb.data.graphs import device_id
 from dali_rsb.data.samples import BatchSpec, PreparedRun, joined_indices, replace_indices
 
 logger = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ class Loader:
         """Replace the images that made the graph fail and start the runs under way again."""
         runs = [run.specs for run in waiting]
         indices = np.unique(np.concatenate([joined_indices(specs) for specs in runs]))
-        self._bad_images.find(indices, error)
+        self._bad_images.find(indices, error, device_id(self._device))
         self._runner.reset()
         waiting.clear()
         waiting.extend(self._submit(specs) for specs in runs)

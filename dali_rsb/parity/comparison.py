@@ -291,6 +291,7 @@ class Comparison:
             (output,) = self._decoder.run(**{self._index.image_source: [array]})
         except RuntimeError as error:
             self._decoder = None  # DALI drops a pipeline that failed
-            self._bad_images.find(np.array([image]), error)  # raises unless Pillow converts it
+            # Raises unless Pillow converts it.
+            self._bad_images.find(np.array([image]), error, self._device_id)
             return self._decoded(image)
         return Image.fromarray(np.asarray(output.as_cpu().at(0)))
