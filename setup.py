@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 QUICKSTART = ["scikit-learn>=1.3"]  # carries the handwritten digits that the quickstart trains on
-TIMM = ["timm>=1.0.20"]  # `model.name: timm:NAME`, and the oracle of the tests
+TIMM = ["timm>=1.0.31"]  # `model.name: timm:NAME`, and the oracle of the tests
 
 setup(
     name="dali_rsb",
@@ -21,8 +21,8 @@ setup(
     package_data={"dali_rsb": ["py.typed"], "pipelines": ["py.typed"]},
     install_requires=[
         "torch>=2.8",
-        "nvidia-dali-cuda120>=2.0",
-        "numpy>=1.26",
+        "nvidia-dali-cuda120>=2.3",
+        "numpy>=2.0",
         "pillow>=10",
         "pydantic>=2.7",
         "pyyaml>=6",

@@ -1,11 +1,12 @@
 """Triton kernels without a GPU: compiled ahead for one, or run by Triton's interpreter."""
 
 import functools
+import inspect
 import re
 import subprocess
 import tempfile
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def _ptxas_report(ptx: str, capability: int, options: list[str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx, encoding="utf-8")
-        command = [get_ptxas(capability).path, "-v", f"--gpu-name={match[1]}", "-lineinfo"]
+        command = [_ptxas(capability), "-v", f"--gpu-name={match[1]}", "-lineinfo"]
         result = subprocess.run(
             [*command, *options, str(source), "-o", str(source.with_suffix(".o"))],
             capture_output=True,
@@ -88,6 +89,11 @@ def _ptxas_report(ptx: str, capability: int, options: list[str]) -> str:
     return result.stderr
 
 
+def _ptxas(capability: int) -> str:
+    # Triton 3.4 has one for all GPUs, later versions choose.
+    return (get_ptxas(capability) if inspect.signature(get_ptxas).parameters else get_ptxas()).path
+
+
 def _sum_of(pattern: str, report: str) -> int:
     values = re.findall(pattern, report)
     assert values, f"ptxas says nothing of {pattern!r}: {report}"
@@ -95,14 +101,22 @@ def _sum_of(pattern: str, report: str) -> int:
 
 
 class _Interpreted(InterpretedFunction):
-    def run(self, *arguments: Any, **options: Any) -> None:
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        launch = super().__getitem__(grid)
+
         def add_up(x: Any, axis: int = 0) -> Any:
             return tl.reduce(x, axis, tl.standard._sum_combine)
 
-        # The interpreter knows reductions, but not the library's function made of one. As on a
-        # GPU, what a `where` does not choose may be infinite or undefined.
-        with mock.patch.object(tl, "sum", add_up), np.errstate(divide="ignore", invalid="ignore"):
-            super().run(*arguments, **options)
+        def run(*arguments: Any, **options: Any) -> None:
+            # The interpreter knows reductions, but not the library's function made of one. As on a
+            # GPU, what a `where` does not choose may be infinite or undefined.
+            with (
+                mock.patch.object(tl, "sum", add_up),
+                np.errstate(divide="ignore", invalid="ignore"),
+            ):
+                launch(*arguments, **options)
+
+        return run
 
 
 @functools.cache
