@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torch._prims_common import is_non_overlapping_and_dense
 
 from dali_rsb.kernels.lamb import SUPPORTED_DTYPES, buckets_of, foreach_lamb
 from dali_rsb.kernels.triton_support import triton_obstacle
@@ -30,9 +29,15 @@ def kernel_obstacle(params: Iterable[Tensor]) -> str | None:
         return "the parameters are on several devices"
     if any(p.dtype != torch.float32 for p in params):
         return "the parameters are not float32"
-    if not all(is_non_overlapping_and_dense(p) for p in params):
+    if not all(_is_dense(p) for p in params):
         return "a parameter is a view with gaps"
     return triton_obstacle()
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill a block of memory, each its own place, in whatever order."""
+    # That of such tensors, and only theirs, is the layout that `empty_like` preserves.
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 class Lamb(torch.optim.Optimizer):
