@@ -68,15 +68,15 @@ def test_images_that_are_dropped_at_once_are_read_before_they_are_overwritten(ph
 
     def read(delay_cycles):
         runner = GraphRunner(build, prefetch=2)
-        read = []
+        batches = []
         runner.submit(prepared[0].inputs)
         for following in [*prepared[1:], None]:
             if following is not None:
                 runner.submit(following.inputs)
             torch.cuda._sleep(delay_cycles)
-            read.append(runner.take().clone())
+            batches.append(runner.take().clone())
         torch.cuda.synchronize()
-        return torch.stack(read)
+        return torch.stack(batches)
 
     assert torch.equal(read(delay_cycles=20_000_000), read(delay_cycles=0))
 
