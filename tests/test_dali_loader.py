@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -419,6 +420,33 @@ def test_a_fork_in_the_middle_of_runs_leaves_the_child_free(folder):
         process.join(timeout=60)
         assert process.exitcode == 0
         assert _epoch_length(loader) == len(loader)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fork_in_another_thread_leaves_the_child_free(folder):
+    """The loader is at work all the time: only if it halts may the child go on."""
+    loader, idle = (DaliLoader(folder, 8, **OPTIONS | {"train": True}) for _ in range(2))
+    expected = _epoch_length(idle)
+    lengths = []
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            lengths.append(_epoch_length(loader))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    context = multiprocessing.get_context("fork")
+    try:
+        for _ in range(12):
+            process = context.Process(target=_epoch_length, args=(idle,))
+            process.start()
+            process.join(timeout=60)
+            assert process.exitcode == 0
+    finally:
+        stop.set()
+        thread.join(timeout=60)
+    assert set(lengths) == {expected}
 
 
 def _epoch_length(loader):

@@ -302,12 +302,13 @@ def test_a_file_that_neither_decodes_is_replaced(six_files):
 class _PickyDecoder:
     """Stands for a GPU's decoder: rejects one file that the CPU's decodes."""
 
-    def __init__(self, rejected):
+    def __init__(self, rejected, message="decoding failed"):
         self._rejected = rejected
+        self._message = message
 
     def run(self, path):
         if path[0].tobytes().decode() == str(self._rejected):
-            raise RuntimeError("decoding failed")
+            raise RuntimeError(self._message)
 
 
 def test_a_file_that_only_the_gpu_rejects_is_converted(six_files, monkeypatch):
@@ -327,6 +328,24 @@ def test_a_file_that_only_the_gpu_rejects_is_converted(six_files, monkeypatch):
     assert np.array_equal(np.asarray(Image.open(got)), np.asarray(_pillow(six_files, 3)))
     with pytest.raises(RuntimeError, match="the graph failed"):  # the copy is accepted
         bad_images.find(np.arange(6), failure, device_id=0)
+
+
+def test_a_gpu_that_fails_is_not_an_images_fault(six_files, monkeypatch):
+    out_of_memory = "CUDA runtime API error cudaErrorMemoryAllocation (2): out of memory"
+
+    def check_pipeline(source, device_id=None):
+        if device_id is None:
+            return decode_check_pipeline(source)
+        return _PickyDecoder(six_files.path(3), out_of_memory)
+
+    monkeypatch.setattr("dali_rsb.data.bad_images.decode_check_pipeline", check_pipeline)
+    bad_images = BadImages(six_files, "raise")
+    for failure in ("decoding failed", out_of_memory):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            bad_images.find(np.arange(6), RuntimeError(failure), device_id=0)
+    assert six_files.path_arrays(np.array([3]))[0].tobytes() == (
+        bad_images.conversions.image_array(3).tobytes()
+    )
 
 
 def test_a_gif_may_stand_in(six_files):

@@ -16,6 +16,7 @@ from nvidia.dali import Pipeline
 
 from dali_rsb.data.conversion import Conversions
 from dali_rsb.data.dataset import DatasetIndex
+from dali_rsb.data.graph_runner import is_failure_of_device
 from dali_rsb.errors import UserError
 from pipelines.decoding import decode_check_pipeline
 
@@ -63,7 +64,7 @@ class BadImages:
         # If all of those decode, a stand-in may have gone bad in its turn.
         stand_ins = set(self.replacements.values())
         bad = self._undecodable(new) or self._undecodable(stand_ins)
-        if not bad and device_id is not None:
+        if not bad and device_id is not None and not is_failure_of_device(error):
             bad = self._undecodable(new, device_id) or self._undecodable(stand_ins, device_id)
         if not bad:
             raise error
@@ -105,7 +106,11 @@ class BadImages:
         return not self._undecodable([image]) or self.conversions.convert_rejected(image)
 
     def _undecodable(self, images: Iterable[int], device_id: int | None = None) -> list[int]:
-        """Those of some images that the decoder of the CPU, or of a GPU, rejects."""
+        """Those of some images that the decoder of the CPU, or of a GPU, rejects.
+
+        Raises:
+            RuntimeError: the GPU failed, which says nothing of an image.
+        """
         bad = []
         source = self._index.image_source
         pipeline: Pipeline | None = None
@@ -114,7 +119,9 @@ class BadImages:
             array = self.conversions.image_array(image)
             try:
                 pipeline.run(**{source: [array]})
-            except RuntimeError:
+            except RuntimeError as error:
+                if device_id is not None and is_failure_of_device(error):
+                    raise
                 bad.append(image)
                 pipeline = None  # DALI drops a pipeline that failed
         return bad

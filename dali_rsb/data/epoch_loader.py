@@ -39,9 +39,6 @@ from pipelines.inputs import ImageSource
 
 Batches = Generator[tuple[Tensor, Tensor], None, None]
 
-# Pipelines that a forked child inherited; see `EpochLoader._drop_inherited`.
-_INHERITED: list[Loader] = []
-
 
 @dataclass(frozen=True)
 class Training:
@@ -157,7 +154,6 @@ class EpochLoader:
         self._sampler_state: dict[str, Any] = {}  # at the beginning of that pass
         self._idle: list[Loader] = []
         self._passes: weakref.WeakSet[Batches] = weakref.WeakSet()
-        self._process_id = os.getpid()
         if isinstance(sampler, Sized) and len(self) == 0:
             raise UserError(
                 f"{len(sampler)} images make no batch of batch_size={batch_size}; lower batch_size"
@@ -299,7 +295,6 @@ class EpochLoader:
         indices = self._draw_indices(epoch)
         self._epoch = epoch + 1
 
-        self._drop_inherited()
         loader = self._idle.pop() if self._idle else self._new_loader()
         mixes = self._mixes
         specs, same_specs = itertools.tee(self._specs(epoch, first, indices))
@@ -406,16 +401,6 @@ class EpochLoader:
             loader.close()
         else:
             self._idle.append(loader)
-
-    def _drop_inherited(self) -> None:
-        """In a forked child, leave the parent's pipelines alone.
-
-        Their threads did not come along: to use or to free them would wait for ever.
-        """
-        if os.getpid() != self._process_id:
-            _INHERITED.extend(self._idle)
-            self._idle.clear()
-            self._process_id = os.getpid()
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import threading
 import weakref
 from collections import deque
@@ -57,22 +58,55 @@ def default_pipelines(device: torch.device, num_threads: int) -> int:
     return 1 if device.type == "cuda" else min(2, num_threads)
 
 
+def is_failure_of_device(error: RuntimeError) -> bool:
+    """Whether DALI failed for want of memory or because the GPU did, whatever the images."""
+    return _FAILURE_OF_DEVICE.search(str(error)) is not None
+
+
+_FAILURE_OF_DEVICE = re.compile(
+    r"out of memory|MemoryAllocation|OUT_OF_MEMORY|CUDA (runtime|driver) API error"
+)
+
 # A fork in the middle of a run would leave DALI's locks taken for ever in the child, where any
-# pipeline then waits without end: every process forks between runs.
+# pipeline then waits without end: every process forks between runs. What a child inherits it must
+# neither use nor free, either of which would wait for threads that did not come along.
 _RUNNERS: weakref.WeakSet[GraphRunner] = weakref.WeakSet()
+_ONE_FORK = threading.Lock()
+_HALTED: list[GraphRunner] = []  # by the fork that is going on
+_INHERITED: list[object] = []
 
 
-def _settle_all() -> None:
+def _before_fork() -> None:
+    _ONE_FORK.acquire()
     for runner in list(_RUNNERS):
+        runner.lock.acquire()
+        _HALTED.append(runner)
         runner.settle()
 
 
-# The child has no use for its parent's runners, whose threads did not come along.
-os.register_at_fork(before=_settle_all, after_in_child=_RUNNERS.clear)
+def _after_fork_in_parent() -> None:
+    while _HALTED:
+        _HALTED.pop().lock.release()
+    _ONE_FORK.release()
+
+
+def _after_fork_in_child() -> None:
+    for runner in _HALTED:
+        _INHERITED.append(runner.abandon())
+    _after_fork_in_parent()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
 
 
 class GraphRunner:
     """Runs a pipeline with one output asynchronously, in the order of submission.
+
+    In a forked child it starts anew, with nothing under way.
 
     Args:
         build: makes the pipeline; called again after a failure, which DALI does not survive.
@@ -89,7 +123,7 @@ class GraphRunner:
         self._under_way: deque[tuple[bool, Inputs]] = deque()
         # Of the first of these, what came out already, or the failure; see `settle`.
         self._settled: deque[Tensor | RuntimeError | None] = deque()
-        self._lock = threading.RLock()  # for a fork in another thread
+        self.lock = threading.RLock()  # held by a fork, which may come from another thread
         _RUNNERS.add(self)
 
     def __del__(self) -> None:
@@ -120,22 +154,28 @@ class GraphRunner:
         return images
 
     def settle(self) -> None:
-        """Wait until no run is going on; what came out is kept for `take`."""
-        with self._lock:
-            if self._pipeline is None or not self._started:
+        """Wait until no run is going on; what came out is kept for `take`. With the lock held."""
+        if self._pipeline is None or not self._started:
+            return
+        for wanted, _ in list(self._under_way)[len(self._settled) :]:
+            try:
+                self._settled.append(self._receive(wanted))
+            except RuntimeError as error:
+                self._settled.append(error)
                 return
-            for wanted, _ in list(self._under_way)[len(self._settled) :]:
-                try:
-                    self._settled.append(self._receive(wanted))
-                except RuntimeError as error:
-                    self._settled.append(error)
-                    return
-            if self._pipeline.device_id is not None:
-                torch.cuda.current_stream().synchronize()  # `take` may be on another stream
+        if self._pipeline.device_id is not None:
+            torch.cuda.current_stream().synchronize()  # `take` may be on another stream
+
+    def abandon(self) -> object:
+        """Forget everything; returns what must not be freed."""
+        inherited = (self._pipeline, self._settled)
+        self._pipeline, self._settled = None, deque()
+        self.reset()
+        return inherited
 
     def _next_output(self) -> Tensor | None:
         """The oldest output, or None if nobody wants it."""
-        with self._lock:
+        with self.lock:
             if self._settled:
                 output = self._settled.popleft()
             else:
@@ -164,24 +204,26 @@ class GraphRunner:
 
     def reset(self) -> None:
         """Drop the pipeline and everything under way; the next submission builds it anew."""
-        self._pipeline = None  # first: its threads may still be reading inputs
-        self._started = False
-        self._under_way.clear()
-        self._settled.clear()
+        with self.lock:
+            self._pipeline = None  # first: its threads may still be reading inputs
+            self._started = False
+            self._under_way.clear()
+            self._settled.clear()
 
     def _feed(self, inputs: Inputs, wanted: bool) -> None:
-        if self._pipeline is None:
-            self._pipeline = self._build()
-            self._pipeline.build()
-        for name, data in inputs.items():
-            self._pipeline.feed_input(name, data)
-        self._under_way.append((wanted, inputs))
-        if self._started:
-            self._pipeline.schedule_run()
-        elif len(self._under_way) == self.prefetch:
-            self._pipeline.schedule_run()
-            self._started = True
-        self._last_inputs = inputs
+        with self.lock:
+            if self._pipeline is None:
+                self._pipeline = self._build()
+                self._pipeline.build()
+            for name, data in inputs.items():
+                self._pipeline.feed_input(name, data)
+            self._under_way.append((wanted, inputs))
+            if self._started:
+                self._pipeline.schedule_run()
+            elif len(self._under_way) == self.prefetch:
+                self._pipeline.schedule_run()
+                self._started = True
+            self._last_inputs = inputs
 
 
 def _copy(tensor: TensorGPU, stream: torch.cuda.Stream) -> Tensor:
