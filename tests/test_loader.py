@@ -1,11 +1,14 @@
 """The loader: order, ownership of its tensors, bad images, and one epoch for any process count."""
 
+import ctypes
 import logging
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from nvidia.dali import types
 from PIL import Image
 
 from dali_rsb.data import graph_runner
@@ -227,6 +230,59 @@ def test_what_came_out_before_a_fork_is_kept(tmp_path):
     _fork_without_a_child()
     batches.close()
     _assert_same(stopped.batches(specs[3:]), expected[3:])
+
+
+class _GpuTensor:
+    """Stands for DALI's tensor on a GPU: it is overwritten once it was copied."""
+
+    dtype = types.UINT8
+
+    def __init__(self, values):
+        self.values = values
+
+    def shape(self):
+        return list(self.values.shape)
+
+    def copy_to_external(self, pointer):
+        ctypes.memmove(pointer, self.values.ctypes.data, self.values.nbytes)
+        self.values[:] = 0
+
+
+class _GpuPipeline:
+    """Stands for a pipeline on a GPU: puts out what it was fed, as `_GpuTensor`."""
+
+    device_id = 0
+
+    def __init__(self):
+        self.fed, self.shared_on = [], []
+
+    def build(self):
+        pass
+
+    schedule_run = release_outputs = build
+
+    def feed_input(self, name, data):
+        self.fed.append(data.copy())
+
+    def share_outputs(self, cuda_stream=None):
+        self.shared_on.append(cuda_stream)
+        tensor = _GpuTensor(self.fed.pop(0))
+        return (SimpleNamespace(as_tensor=lambda: tensor),)
+
+
+def test_outputs_on_a_gpu_are_copied_in_the_order_of_the_current_stream(monkeypatch):
+    stream = SimpleNamespace(device=CPU, cuda_stream=7)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    pipeline = _GpuPipeline()
+    runner = graph_runner.GraphRunner(lambda: pipeline, prefetch=3)
+    images = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
+    runner.submit({"images": images})
+    first = runner.take()  # the queue was filled up with two copies that nobody takes
+    runner.submit({"images": images + 1})
+    second = runner.take()
+    np.testing.assert_array_equal(first, images)
+    np.testing.assert_array_equal(second, images + 1)
+    assert pipeline.shared_on == [stream, None, None, stream]
 
 
 def _break(index, images):
