@@ -51,7 +51,7 @@ from dali_rsb.data.bad_images import BadImages
 from dali_rsb.data.cpus import available_cpus
 from dali_rsb.data.dataset import open_index
 from dali_rsb.data.draws.randaugment import RandAugmentPolicy
-from dali_rsb.data.graph_runner import Division, TakingTurns, default_pipelines
+from dali_rsb.data.graph_runner import Division, TakingTurns
 from dali_rsb.data.graphs import train_graph
 from dali_rsb.data.loader import Loader
 from dali_rsb.data.sampler import BatchLayout
@@ -90,8 +90,7 @@ def endless_specs(samples: TrainSamples) -> Iterator[BatchSpec]:
 
 def _division(settings: LoaderSettings) -> Division:
     """As training has it where nobody has tuned."""
-    pipelines = default_pipelines(torch.device(settings.device), settings.num_threads)
-    return Division(settings.num_threads, PREFETCH, pipelines)
+    return Division.by_default(torch.device(settings.device), settings.num_threads, PREFETCH)
 
 
 def our_loader(

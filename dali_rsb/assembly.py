@@ -18,7 +18,7 @@ from dali_rsb.data.dataset.digits import write_digits
 from dali_rsb.data.draws.crops import EvalGeometry
 from dali_rsb.data.draws.mixing import PAIR_BLOCK, MixPolicy
 from dali_rsb.data.draws.randaugment import RandAugmentPolicy, fill_color
-from dali_rsb.data.graph_runner import Division, default_pipelines
+from dali_rsb.data.graph_runner import Division
 from dali_rsb.data.graphs import eval_graph, train_graph
 from dali_rsb.data.loader import Loader
 from dali_rsb.data.sampler import BatchLayout, EvalLayout, plan_batches
@@ -224,7 +224,7 @@ def eval_loader(
     defaults = default_settings(processes, settings.batch_per_device, settings.size)
     load = config.data.hw_decoder_load
     num_threads = config.data.threads or defaults.threads
-    division = Division(num_threads, 2, default_pipelines(processes.device, num_threads))
+    division = Division.by_default(processes.device, num_threads, prefetch=2)
     layout = EvalLayout(len(index), settings.batch_per_device, processes.world_size, processes.rank)
     samples = EvalSamples(index, layout, EvalGeometry(settings.size, settings.crop_ratio))
     build = eval_graph(

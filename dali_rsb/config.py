@@ -51,9 +51,7 @@ class Data(Section):
     threads: Positive | None = None  # DALI threads a process (its share of the CPUs)
     prefetch: Annotated[int, Field(ge=2)] | None = None  # runs of the DALI graph under way (3)
     pipelines: Positive | None = None  # copies of it that share the threads (GPU: 1; CPU: 2)
-    batches_per_run: Positive | None = (
-        None  # that share a run (GPU: 1; CPU: up to 1,024 small images)
-    )
+    batches_per_run: Positive | None = None  # that share one (GPU: 1; CPU: up to 1,024 images)
     decode: Literal["roi", "full"] | None = None  # the crop window or the whole image (roi)
     hw_decoder_load: Fraction | None = None  # share of images for the GPU's JPEG engine (0.65)
     on_bad_image: Literal["substitute", "raise"] = "substitute"

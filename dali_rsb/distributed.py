@@ -90,10 +90,8 @@ def processes(device: str) -> Iterator[Processes]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world_size > 1:
-        if chosen.type == "cuda":
-            dist.init_process_group("nccl", timeout=PROCESS_GROUP_TIMEOUT, device_id=chosen)
-        else:
-            dist.init_process_group("gloo", timeout=PROCESS_GROUP_TIMEOUT)
+        backend, device_id = ("nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
+        dist.init_process_group(backend, timeout=PROCESS_GROUP_TIMEOUT, device_id=device_id)
     try:
         yield Processes(chosen, rank, local_rank, world_size, local_world_size)
     finally:

@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -45,6 +45,7 @@ from dali_rsb.tuned import (
     LoaderSettings,
     Tuned,
     default_settings,
+    given_settings,
     store_tuned,
     tuning_key,
 )
@@ -232,11 +233,8 @@ def _starting_point(
     config: Config, this_process: Processes, batch_per_device: int
 ) -> LoaderSettings:
     """The defaults, but for the keys that the configuration sets."""
-    given = {name: getattr(config.data, name) for name in NAMES}
-    given = {name: value for name, value in given.items() if value is not None}
-    return LoaderSettings(
-        **{**asdict(default_settings(this_process, batch_per_device, config.augment.size)), **given}
-    )
+    defaults = default_settings(this_process, batch_per_device, config.augment.size)
+    return replace(defaults, **given_settings(config))
 
 
 def _scope(this_process: Processes, batch: int) -> str:

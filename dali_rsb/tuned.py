@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,16 +97,15 @@ def loader_settings(
 ) -> LoaderSettings:
     """What the configuration gives, else what tuning found for this machine, else the defaults."""
     tuned = find_tuned(config, index, processes, batch_per_device)
-    found = {} if tuned is None else dict(tuned.settings)
+    found: Mapping[str, Any] = {} if tuned is None else tuned.settings
+    defaults = default_settings(processes, batch_per_device, config.augment.size)
+    return replace(defaults, **{**found, **given_settings(config)})
+
+
+def given_settings(config: Config) -> dict[str, Any]:
+    """The loader's settings that the configuration sets."""
     given = {name: getattr(config.data, name) for name in NAMES}
-    given = {name: value for name, value in given.items() if value is not None}
-    return LoaderSettings(
-        **{
-            **asdict(default_settings(processes, batch_per_device, config.augment.size)),
-            **found,
-            **given,
-        }
-    )
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def find_tuned(

@@ -395,5 +395,5 @@ def test_timm_weights_tag_is_refused():
 
 def test_timm_missing_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match="pip install 'timm"):
+    with pytest.raises(UserError, match=r"run: pip install timm$"):
         create_model("timm:resnet26d")

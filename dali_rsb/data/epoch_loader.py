@@ -26,7 +26,7 @@ from dali_rsb.data.draws.crops import EvalGeometry
 from dali_rsb.data.draws.erasing import ErasingPolicy
 from dali_rsb.data.draws.mixing import MixPolicy
 from dali_rsb.data.draws.randaugment import fill_color
-from dali_rsb.data.graph_runner import Division, default_pipelines
+from dali_rsb.data.graph_runner import Division
 from dali_rsb.data.graphs import eval_graph, train_graph
 from dali_rsb.data.loader import Batch, Loader
 from dali_rsb.data.sampler import SEED_STRIDE, BatchLayout, EpochSampler, EvalLayout
@@ -81,8 +81,7 @@ class Resources:
     @property
     def division(self) -> Division:
         """How threads and batches under way are divided among pipelines."""
-        pipelines = default_pipelines(self.device, self.num_threads)
-        return Division(self.num_threads, self.prefetch, pipelines)
+        return Division.by_default(self.device, self.num_threads, self.prefetch)
 
 
 @dataclass(frozen=True)

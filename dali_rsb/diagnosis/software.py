@@ -36,7 +36,7 @@ def check_package(name: str, answer: dict[str, Any]) -> Finding:
         "triton": "torch.compile and the Triton kernels need it; it comes with torch",
         "timm": "model.name=timm:NAME does not work without it; training does",
     }[name]
-    mend = "pip install 'timm>=1.0.31'" if name == "timm" else PIP_TESTED_STACK
+    mend = "pip install timm" if name == "timm" else PIP_TESTED_STACK
     if answer.get("missing"):
         return note(name, f"not installed: {without}", mend)
     if "version" not in answer:

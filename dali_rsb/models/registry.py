@@ -99,7 +99,7 @@ def _create_timm_model(
         import timm
     except ImportError as error:
         raise UserError(
-            f"model {TIMM_PREFIX}{name} needs timm ({error}); run: pip install 'timm>=1.0.31'"
+            f"model {TIMM_PREFIX}{name} needs timm ({error}); run: pip install timm"
         ) from error
     architecture, _, weights_tag = name.partition(".")
     if not timm.is_model(architecture):
