@@ -224,13 +224,13 @@ def torchvision_loader(settings: LoaderSettings) -> BatchCounts:
 def ffcv_loader(settings: LoaderSettings, share_raw: float = 0.0) -> BatchCounts:
     """FFCV's loader on FFCV's file: RandomResizedCrop and flip, as it has no RandAugment.
 
-    Its file holds images that it encoded anew (quality 90, as its ImageNet scripts have it), here
+    Its file holds images that it encoded anew (quality 90, as in its settings for ImageNet), here
     in a folder for temporary files. Each is decoded whole, then cropped and resized by OpenCV's
     area filter.
 
     Args:
-        share_raw: share of the images that the file holds as pixels, not as JPEGs. FFCV's script
-            for ImageNet has one half, and no side above 500 px: three times the space.
+        share_raw: share of the images that the file holds as pixels, not as JPEGs. FFCV's settings
+            for ImageNet have one half, and no side above 500 px.
     """
     try:
         from ffcv.fields import IntField, RGBImageField

@@ -29,7 +29,7 @@ PLAIN_NAMES = {
     "DALI stock plain": "DALI's stock classification graph, which normalises too",
     "torchvision plain": "torchvision's DataLoader",
     "FFCV plain": "FFCV, its file of JPEGs encoded anew (quality 90)",
-    "FFCV half raw plain": "FFCV, half of its file raw pixels, at most 500 px: 3 x the disk space",
+    "FFCV half raw plain": "FFCV, half of its file raw pixels, at most 500 px",
 }
 COPIES_NAMES = {
     "shared": "three crops of one decoded image",
@@ -50,22 +50,16 @@ def render(results: Path = RESULTS) -> str:
     """The text between the marks in the README."""
     lines: list[str] = []
     missing = []
-    for name, (title, render_one) in TABLES.items():
-        path = results / f"{name}.json"
-        if not path.exists():
+    for names, (title, render_some) in TABLES.items():
+        paths = (results / f"{name}.json" for name in names)
+        reports = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+        if reports:
+            lines += [*render_some(*reports), ""]
+        else:
             missing.append(title)
-            continue
-        lines += [*render_one(_read(path)), ""]
-        if name == "train_cpu":
-            lines += _twins([results / f"{kernel}_cpu.json" for kernel in KERNEL_TITLES])
     if missing:
         lines += [f"Not measured yet: {'; '.join(missing)}.", ""]
     return "\n".join(lines) + "\n"
-
-
-def _read(path: Path) -> Report:
-    report: Report = json.loads(path.read_text(encoding="utf-8"))
-    return report
 
 
 def _loader(report: Report) -> list[str]:
@@ -173,11 +167,8 @@ def _kernel(report: Report) -> list[str]:
     return lines
 
 
-def _twins(paths: list[Path]) -> list[str]:
-    """What the kernels' counterparts on a CPU take, in one table; nothing without results."""
-    reports = [_read(path) for path in paths if path.exists()]
-    if not reports:
-        return []
+def _twins(*reports: Report) -> list[str]:
+    """What the kernels' counterparts on a CPU take, in one table."""
     lines = [
         "What stands for the kernels on a CPU, milliseconds (mixing 256 images of 160 px; loss of "
         f"512 x 1,000 logits), {_where(reports[0])}",
@@ -192,7 +183,7 @@ def _twins(paths: list[Path]) -> list[str]:
                 f"| {KERNEL_TITLES[report['benchmark']]}: {case} | {_ms(ours)} | {_ms(theirs)} | "
                 f"{theirs['median'] / ours['median']:.1f} x |"
             )
-    return [*lines, ""]
+    return lines
 
 
 def _ms(us: Mapping[str, float]) -> str:
@@ -224,16 +215,17 @@ def _where(report: Report) -> str:
     )
 
 
-# For each result file what it holds, and what writes it.
-TABLES: dict[str, tuple[str, Callable[[Report], list[str]]]] = {
-    "loader_cpu": ("the loader on a CPU", _loader),
-    "train_cpu": ("training from end to end on a CPU", _train),
-    "loader_gpu": ("the loader on a GPU", _loader),
-    "step_gpu": ("the training step on a GPU", _step),
-    "train_gpu": ("training from end to end on a GPU", _train),
-    "mix_gpu": ("the mixing kernel on a GPU", _kernel),
-    "loss_gpu": ("the loss kernel on a GPU", _kernel),
-    "optimizer_gpu": ("the optimizer's kernels on a GPU", _kernel),
+# For result files that share a table what they hold, and what writes it from those there are.
+TABLES: dict[tuple[str, ...], tuple[str, Callable[..., list[str]]]] = {
+    ("loader_cpu",): ("the loader on a CPU", _loader),
+    ("train_cpu",): ("training from end to end on a CPU", _train),
+    ("mix_cpu", "loss_cpu", "optimizer_cpu"): ("the kernels' counterparts on a CPU", _twins),
+    ("loader_gpu",): ("the loader on a GPU", _loader),
+    ("step_gpu",): ("the training step on a GPU", _step),
+    ("train_gpu",): ("training from end to end on a GPU", _train),
+    ("mix_gpu",): ("the mixing kernel on a GPU", _kernel),
+    ("loss_gpu",): ("the loss kernel on a GPU", _kernel),
+    ("optimizer_gpu",): ("the optimizer's kernels on a GPU", _kernel),
 }
 
 
