@@ -4,6 +4,7 @@ import ctypes
 import logging
 from dataclasses import fields, replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -270,11 +271,38 @@ class _GpuPipeline:
         return (SimpleNamespace(as_tensor=lambda: tensor),)
 
 
-def test_outputs_on_a_gpu_are_copied_in_the_order_of_the_current_stream(monkeypatch):
-    stream = SimpleNamespace(device=CPU, cuda_stream=7)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    pipeline = _GpuPipeline()
-    runner = graph_runner.GraphRunner(lambda: pipeline, prefetch=3)
+class _Event:
+    """Stands for torch.cuda.Event: notes who waits for which."""
+
+    waited_for: ClassVar[list[int]] = []
+    number = 0
+
+    def __init__(self, blocking):
+        assert blocking
+
+    def record(self, stream):
+        assert stream is _STREAM
+        self.number = _Event.number
+        _Event.number += 1
+
+    def synchronize(self):
+        _Event.waited_for.append(self.number)
+
+
+_STREAM = SimpleNamespace(device=CPU, cuda_stream=7)
+
+
+@pytest.fixture
+def gpu_pipeline(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: _STREAM)
+    monkeypatch.setattr(torch.cuda, "Event", _Event)
+    monkeypatch.setattr(_Event, "waited_for", [])
+    monkeypatch.setattr(_Event, "number", 0)
+    return _GpuPipeline()
+
+
+def test_outputs_on_a_gpu_are_copied_in_the_order_of_the_current_stream(gpu_pipeline):
+    runner = graph_runner.GraphRunner(lambda: gpu_pipeline, prefetch=3)
     images = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
     runner.submit({"images": images})
     first = runner.take()  # the queue was filled up with two copies that nobody takes
@@ -282,7 +310,23 @@ def test_outputs_on_a_gpu_are_copied_in_the_order_of_the_current_stream(monkeypa
     second = runner.take()
     np.testing.assert_array_equal(first, images)
     np.testing.assert_array_equal(second, images + 1)
-    assert pipeline.shared_on == [stream, None, None, stream]
+    assert gpu_pipeline.shared_on == [_STREAM, None, None, _STREAM]
+
+
+def test_the_host_is_held_back_for_a_gpu(gpu_pipeline):
+    runner = graph_runner.GraphRunner(lambda: gpu_pipeline, prefetch=1)
+    seen = []
+    for _ in range(7):
+        runner.submit({"images": np.zeros((2, 2, 2, 3), np.uint8)})
+        runner.take()
+        seen.append(list(_Event.waited_for))
+    # Of the batches taken, four may not have been copied yet.
+    assert seen == [[], [], [], [], [0], [0, 1], [0, 1, 2]]
+    runner.reset()  # the pipeline's end is no reason to wait for what went before
+    for _ in range(4):
+        runner.submit({"images": np.zeros((2, 2, 2, 3), np.uint8)})
+        runner.take()
+    assert _Event.waited_for == [0, 1, 2]
 
 
 def _break(index, images):

@@ -80,6 +80,11 @@ _ONE_FORK = threading.Lock()
 _HALTED: list[GraphRunner] = []  # by the fork that is going on
 _INHERITED: list[object] = []
 
+# Batches taken that a GPU may not have come to yet. A host is faster than its GPU, and DALI decodes
+# on for a host that takes: CUDA's queue of about a thousand launches alone would stop it, which
+# holds dozens of steps, with a decoded batch each, where a step is a CUDA graph.
+_MAX_UNREAD = 4
+
 
 def _before_fork() -> None:
     _ONE_FORK.acquire()
@@ -128,6 +133,7 @@ class GraphRunner:
         self._under_way: deque[tuple[bool, Inputs]] = deque()
         # Of the first of these, what came out already, or the failure; see `settle`.
         self._settled: deque[Tensor | RuntimeError | None] = deque()
+        self._copies: deque[torch.cuda.Event] = deque()  # the newest, of a GPU's outputs
         self.lock = threading.RLock()  # held by a fork, which may come from another thread
         _RUNNERS.add(self)
 
@@ -169,12 +175,13 @@ class GraphRunner:
                 self._settled.append(error)
                 return
         if self._pipeline.device_id is not None:
-            torch.cuda.current_stream().synchronize()  # `take` may be on another stream
+            # `take` may be on another stream.
+            torch.cuda.current_stream(self._pipeline.device_id).synchronize()
 
     def abandon(self) -> object:
         """Forget everything; returns what must not be freed."""
-        inherited = (self._pipeline, self._settled)
-        self._pipeline, self._settled = None, deque()
+        inherited = (self._pipeline, self._settled, self._copies)
+        self._pipeline, self._settled, self._copies = None, deque(), deque()
         self.reset()
         return inherited
 
@@ -199,9 +206,30 @@ class GraphRunner:
         else:
             stream = torch.cuda.current_stream(device_id) if wanted else None
             (output,) = self._pipeline.share_outputs(cuda_stream=stream)
-            images = _copy(output.as_tensor(), stream) if stream is not None else None
+            images = self._copy(output.as_tensor(), stream) if stream is not None else None
         self._pipeline.release_outputs()
         return images
+
+    def _copy(self, tensor: TensorGPU, stream: torch.cuda.Stream) -> Tensor:
+        """Copy DALI's uint8 tensor into memory of PyTorch's, in the order of `stream`.
+
+        Without a copy the tensor would be DALI's to free: it asks a thread to wait for the whole
+        device each time, since it cannot know which stream still reads it. That thread takes a core
+        away from decoding, and its waiting may spoil a CUDA graph that is being recorded. The copy
+        moves 39 MB for 256 images of 160 px: an estimated 20 microseconds on an H100, a thousandth
+        of a step.
+
+        DALI's own stream goes on behind the copy, and so behind the step before it: resizing and
+        RandAugment are at most one batch ahead of the training. Decoding has a stream of its own.
+        """
+        images = torch.empty(tensor.shape(), dtype=torch.uint8, device=stream.device)
+        copied: Tensor = feed_ndarray(tensor, images, cuda_stream=stream)
+        if len(self._copies) == _MAX_UNREAD:
+            self._copies.popleft().synchronize()
+        done = torch.cuda.Event(blocking=True)  # whoever waits leaves the core to the decoders
+        done.record(stream)
+        self._copies.append(done)
+        return copied
 
     def discard(self) -> None:
         """Forget the batches under way: their outputs are dropped when they come."""
@@ -214,6 +242,7 @@ class GraphRunner:
             self._started = False
             self._under_way.clear()
             self._settled.clear()
+            self._copies.clear()
 
     def _feed(self, inputs: Inputs, wanted: bool) -> None:
         with self.lock:
@@ -229,18 +258,6 @@ class GraphRunner:
                 self._pipeline.schedule_run()
                 self._started = True
             self._last_inputs = inputs
-
-
-def _copy(tensor: TensorGPU, stream: torch.cuda.Stream) -> Tensor:
-    """Copy DALI's uint8 tensor into memory of PyTorch's, in the order of `stream`.
-
-    Without a copy the tensor would be DALI's to free: it asks a thread to wait for the whole device
-    each time, since it cannot know which stream still reads it. That thread takes a core away from
-    decoding, and its waiting may spoil a CUDA graph that is being recorded. The copy moves 39 MB
-    for 256 images of 160 px: an estimated 20 microseconds on an H100, a thousandth of a step.
-    """
-    images = torch.empty(tensor.shape(), dtype=torch.uint8, device=stream.device)
-    return feed_ndarray(tensor, images, cuda_stream=stream)
 
 
 class TakingTurns:
