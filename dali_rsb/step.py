@@ -84,7 +84,9 @@ class TrainStep:
         self._seed = seed
         self._norm_statistics = _Rollback(model)
         if compile:
-            model.compile()
+            # Training and evaluation each have one shape. Left to itself, PyTorch would compile the
+            # second of them for any size, whose kernels are slower.
+            model.compile(dynamic=False)
         self._forward = self._distribute(model)
         self._keeps_gradients = cuda_graph
         self._micro_batch: Callable[[Batch], Tensor] = self._backward

@@ -87,12 +87,12 @@ def test_a_run_in_every_precision(digits, tmp_path, amp):
         pytest.skip("this GPU has no bfloat16")
     config = load_config(
         ROOT / "configs" / "quickstart.yaml",
-        [f"data.digits={digits}", "run.device=cuda", f"run.amp={amp}", "schedule.epochs=4"],
+        [f"data.digits={digits}", "run.device=cuda", f"run.amp={amp}", "schedule.epochs=8"],
     )
     trainer = Trainer(config, Processes(torch.device("cuda", 0)))
     trainer.run(tmp_path)
     accuracy = torch.load(tmp_path / "best.pt", weights_only=True)["best_top1"]
-    assert accuracy > 60
+    assert accuracy > 90  # over 99 on a CPU
 
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -192,8 +192,11 @@ def test_bce_kernel_equals_its_twin(dtype, num_classes, smoothing, threshold):
     loss, gradient = loss_and_gradient(MixedBinaryCrossEntropy(smoothing, threshold))
     expected, expected_gradient = loss_and_gradient(twin)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
-    eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(gradient, expected_gradient, rtol=2 * eps + 1e-5, atol=1e-6)
+    numbers = torch.finfo(dtype)
+    # Between the smallest numbers of the type, as far as the scaling above has moved them.
+    gap = numbers.smallest_normal * numbers.eps * stored[:, 1:].numel() / loss_scale
+    rtol = 2 * numbers.eps + 1e-5
+    torch.testing.assert_close(gradient, expected_gradient, rtol=rtol, atol=1e-6 + 2 * gap)
 
 
 def test_bce_targets_at_the_threshold_fall_on_the_twins_side():
