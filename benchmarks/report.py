@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from dali_rsb.data.cpus import available_cpus
+from dali_rsb.diagnosis.software import DALI_DISTRIBUTIONS
 from dali_rsb.errors import UserError
 
-PACKAGES = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "ffcv", "numpy", "pillow")
+PACKAGES = ("torch", "torchvision", "timm", *DALI_DISTRIBUTIONS, "ffcv", "numpy", "pillow")
 CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 # A process is idle when it takes less than this share of one CPU over IDLE_WINDOW_S.

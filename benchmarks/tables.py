@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dali_rsb.diagnosis.software import DALI_DISTRIBUTIONS
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = Path(__file__).parent / "results"
@@ -208,10 +210,10 @@ def _where(report: Report) -> str:
     machine, versions = report["machine"], report["versions"]
     cpu = f"{machine['cpus_usable']} cores of an {machine['cpu']}"
     place = f"{cpu} without a GPU" if "gpu" not in machine else f"one {machine['gpu']}, {cpu}"
+    dali = next(versions[name] for name in DALI_DISTRIBUTIONS if name in versions)
     return (
         f"on {place}; median of {report['settings']['rounds']} alternating rounds (smallest to "
-        f"largest). torch {versions['torch']}, DALI {versions['nvidia-dali-cuda120']}, timm "
-        f"{versions['timm']}."
+        f"largest). torch {versions['torch']}, DALI {dali}, timm {versions['timm']}."
     )
 
 

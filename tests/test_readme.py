@@ -24,7 +24,7 @@ def test_files_it_names_exist(path):
 
 WHERE = {
     "machine": {"cpu": "Abacus", "cpus_usable": 16, "gpu": "Loom"},
-    "versions": {"torch": "2.10", "nvidia-dali-cuda120": "2.4", "timm": "1.0"},
+    "versions": {"torch": "2.10", "nvidia-dali-cuda130": "2.4", "timm": "1.0"},
 }
 SETTINGS = {
     "config": "a3",

@@ -183,5 +183,6 @@ class Loader:
     def _to_device(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
         if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
+            with torch.cuda.device(self._device):  # pinning would start up the current one
+                return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from dali_rsb.diagnosis.software import DALI_DISTRIBUTIONS
 from dali_rsb.errors import UserError
 
-PACKAGES = ("nvidia-dali-cuda120", "pillow", "timm", "torch", "numpy")
+PACKAGES = (*DALI_DISTRIBUTIONS, "pillow", "timm", "torch", "numpy")
 MAX_PICTURE_ROWS = 12
 TILE_PX = 224
 AMPLIFICATION = 20
