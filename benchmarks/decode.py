@@ -140,6 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\n{name}\n\n{group_tables(report['groups'][name])}\n", flush=True)
         if options.output is not None:  # after each group: a run takes minutes
             write_json(options.output, report)
+        if report["groups"][name]["rounds"] < options.rounds:
+            break  # time was up
 
 
 if __name__ == "__main__":

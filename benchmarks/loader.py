@@ -304,7 +304,11 @@ def measure_group(
 ) -> dict[str, Any]:
     """Measure a group; returns what the result file holds of it."""
     sections, left_out = measure_in_rounds(group.contenders, work, num_repeats, num_cpus, progress)
-    result: dict[str, Any] = {"contenders": sections_as_json(sections), "left_out": left_out}
+    result: dict[str, Any] = {
+        "rounds": min(map(len, sections.values()), default=0),
+        "contenders": sections_as_json(sections),
+        "left_out": left_out,
+    }
     result["ratios"] = {
         f"{pair.ours} / {pair.theirs}": asdict(ratios(sections[pair.ours], sections[pair.theirs]))
         | {"target": pair.target}
@@ -403,9 +407,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             GROUPS[name](settings), work, options.repeats, settings.num_threads, report_progress
         )
         report["groups"][name] = result
+        report["settings"]["rounds"] = result["rounds"]
         print(f"\n{name}\n\n{group_tables(result)}\n")
         if options.output is not None:  # after each group: a run takes minutes
             write_json(options.output, report)
+        if result["rounds"] < options.repeats:
+            break  # time was up
 
 
 if __name__ == "__main__":

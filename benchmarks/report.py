@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import platform
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -266,6 +267,30 @@ class Measurements:
     left_out: dict[str, str]
     facts: dict[str, Mapping[str, Any]]
 
+    @property
+    def num_rounds(self) -> int:
+        """How many there were: fewer than asked for where time ran out."""
+        return min(map(len, self.sections.values()), default=0)
+
+
+class _TerminatedError(Exception):
+    """SIGTERM came: time is up."""
+
+
+@contextlib.contextmanager
+def _sigterm_as_error() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        # `timeout` sends it twice, to the process and to its group: what is left is to write.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is stop:
+            signal.signal(signal.SIGTERM, before)
+
 
 def measure_in_rounds(
     contenders: Mapping[str, Callable[[], BatchCounts]],
@@ -290,6 +315,8 @@ def measure(
 ) -> Measurements:
     """Measure all contenders once a round, every other round in the opposite order.
 
+    SIGTERM, as from coreutils' `timeout`, ends the measurement with the rounds that are complete.
+
     Args:
         contenders: for each name a function that starts the contender; it is called in a new
             process, so it must be picklable. It raises NotInstalledError where a package lacks.
@@ -299,7 +326,8 @@ def measure(
 
     Raises:
         RuntimeError: a contender's process failed.
-        UserError: a contender was given something it cannot work with.
+        UserError: a contender was given something it cannot work with, or time was up before the
+            first round was.
     """
     context = multiprocessing.get_context("spawn")
     cpus = sorted(os.sched_getaffinity(0))[:num_cpus]
@@ -335,21 +363,31 @@ def measure(
                 raise UserError(answer.reason)
             else:
                 leave_out(name, answer.reason)
-        for number in range(num_rounds):
-            runs = [(name, part) for name in connections for part in parts[name]]
-            for name, part in runs if number % 2 == 0 else runs[::-1]:
-                if name not in connections:
-                    continue
-                connections[name].send((part, work))
-                section = _receive(connections[name], name, keep_going)
-                if isinstance(section, _LeftOut):
-                    leave_out(name, section.reason)
-                    continue
-                measured.sections[_section_name(name, part)].append(section)
-                progress(
-                    f"round {number + 1}/{num_rounds}  {_section_name(name, part)}: "
-                    f"{section.img_per_s:.0f} img/s, {section.cpu_ms_per_img:.2f} CPU ms/img"
-                )
+        with _sigterm_as_error():
+            for number in range(num_rounds):
+                runs = [(name, part) for name in connections for part in parts[name]]
+                for name, part in runs if number % 2 == 0 else runs[::-1]:
+                    if name not in connections:
+                        continue
+                    connections[name].send((part, work))
+                    section = _receive(connections[name], name, keep_going)
+                    if isinstance(section, _LeftOut):
+                        leave_out(name, section.reason)
+                        continue
+                    measured.sections[_section_name(name, part)].append(section)
+                    progress(
+                        f"round {number + 1}/{num_rounds}  {_section_name(name, part)}: "
+                        f"{section.img_per_s:.0f} img/s, {section.cpu_ms_per_img:.2f} CPU ms/img"
+                    )
+    except _TerminatedError:
+        for process in processes:
+            process.kill()  # there is no time to wait for them
+        complete = measured.num_rounds
+        if not complete:
+            raise UserError("stopped before the first round was over: nothing to report") from None
+        progress(f"stopped: {complete} of {num_rounds} rounds are complete")
+        for sections in measured.sections.values():
+            del sections[complete:]
     finally:
         for connection in connections.values():
             connection.close()

@@ -348,7 +348,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     steps = steps_as_json(measured, list(contenders))
     if not steps:
         raise UserError("no step could be measured; the reasons stand above")
-    report = new_report("step", describe_config(config, options))
+    settings = describe_config(config, options) | {"rounds": measured.num_rounds}
+    report = new_report("step", settings)
     report |= {"contenders": steps, "left_out": measured.left_out, "fastest": fastest(steps)}
     best = report["fastest"]
     report["ratios"] = {

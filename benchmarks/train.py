@@ -319,7 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in contenders
         if name not in measured.left_out
     }
-    report = new_report("train", describe_config(config, options))
+    settings = describe_config(config, options) | {"rounds": measured.num_rounds}
+    report = new_report("train", settings)
     report |= {
         "contenders": sections_as_json(measured.sections),
         "facts": measured.facts,

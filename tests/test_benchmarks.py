@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -271,6 +272,38 @@ def test_a_failing_contender_can_be_left_out_but_not_a_mistake_of_the_users():
     assert "failed" in measured.left_out["broken"]
     with pytest.raises(UserError, match="give another one"):
         report.measure({"x": _mistaken}, report.Work(0, 1, 0), 1, 1, print, keep_going=True)
+
+
+def _terminate_after(lines, number):
+    """A progress that sends SIGTERM to this process with a certain line."""
+
+    def progress(line):
+        lines.append(line)
+        if len(lines) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return progress
+
+
+@pytest.fixture
+def _default_sigterm():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("_default_sigterm")
+def test_what_is_complete_when_time_is_up_is_kept():
+    contenders = {name: functools.partial(_sleeping_batches, 0.005) for name in "ab"}
+    lines = []
+    work, progress = report.Work(0, 2, 1), _terminate_after(lines, 5)
+    measured = report.measure(contenders, work, 9, 1, progress)
+    assert lines[-1] == "stopped: 2 of 9 rounds are complete"
+    assert measured.num_rounds == 2
+    assert [len(runs) for runs in measured.sections.values()] == [2, 2]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # a second one does no harm
+    with pytest.raises(UserError, match="before the first round"):
+        report.measure(contenders, work, 9, 1, _terminate_after([], 1))
 
 
 def test_summaries_and_pairwise_ratios():
