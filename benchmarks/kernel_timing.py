@@ -2,21 +2,25 @@
 
 All contenders run in one process, as they share the tensors, in rounds that alternate between
 them, every other one backwards. On a GPU a CUDA graph of many calls is timed, as a kernel of a few
-microseconds is faster than Python can launch it.
+microseconds is faster than Python can launch it; a contender that cannot be captured, because it
+asks the host something, is timed with its launches, and the results say so.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Protocol
 
 import torch
 
@@ -26,6 +30,10 @@ from dali_rsb.errors import UserError
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 Call = Callable[[], object]
+
+# Tensors that take turns have this many bytes together: several times the L2 cache of any GPU.
+ROTATED_BYTES = 2**28
+GRAPH_MS = 5.0  # of one replay: far longer than its launch
 
 OURS = "dali_rsb"
 TWIN, COMPILED_TWIN, TIMM = "plain twin", "torch.compile of the twin", "timm"
@@ -53,8 +61,29 @@ def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=list(DTYPES), default="float16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of one timed section")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave torch.compile of the twin out"
+    )
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     return parser
+
+
+def in_rotation(calls: Sequence[Call]) -> Call:
+    """A call that makes one of several after the other, each with tensors of its own.
+
+    As many results are kept: where inputs and results together are larger than a cache, none is
+    found there.
+    """
+    if len(calls) == 1:
+        return calls[0]
+    results: deque[object] = deque(maxlen=len(calls))
+    turns = itertools.cycle(calls)
+
+    def call() -> object:
+        results.append(next(turns)())
+        return results[-1]
+
+    return call
 
 
 def run_cases(
@@ -86,14 +115,19 @@ def run_cases(
         report["cases"][name] = result
         floor = f"{result['floor_bytes'] / 1e6:.1f} MB, floor {result['floor_us']:.1f} us"
         print(f"\n{name}: {floor}\n\n{case_table(result)}")
+        for contender, measured in result["contenders"].items():
+            if measured["timed"] == "launches":
+                print(f"{contender}: cannot be captured in a CUDA graph, timed with its launches")
         for contender, reason in case.left_out.items():
             print(f"{contender}: left out, {reason}")
         if options.output is not None:
             write_json(options.output, report)
 
 
-def compile_obstacle(device: torch.device) -> str | None:
-    """Why `torch.compile` cannot work here, or None."""
+def compile_obstacle(device: torch.device, no_compile: bool = False) -> str | None:
+    """Why the compiled twin is left out, or None."""
+    if no_compile:
+        return "--no-compile"
     if device.type == "cpu":
         compilers = ("g++", "clang++", os.environ.get("CXX") or "c++")
         if not any(shutil.which(compiler) for compiler in compilers):
@@ -115,8 +149,8 @@ def measure_case(
         seconds: of one timed section.
 
     Returns:
-        What the result file holds: microseconds of a call, their multiple of the floor, and each
-        contender's time over ours, taken within rounds.
+        What the result file holds: what was timed, microseconds of a call, their multiple of the
+        floor, and each contender's time over ours, taken within rounds.
     """
     timers = {name: _timer(call, device) for name, call in case.contenders.items()}
     times_s: dict[str, list[float]] = {name: [] for name in timers}
@@ -133,6 +167,7 @@ def measure_case(
         "floor_us": round(1e6 * floor_s, 2),
         "contenders": {
             name: {
+                "timed": timers[name].method,
                 "us": asdict(summarize([1e6 * run for run in runs])),
                 "times_floor": asdict(summarize([run / floor_s for run in runs])),
                 "times_ours": asdict(
@@ -145,34 +180,78 @@ def measure_case(
     }
 
 
-def _timer(call: Call, device: torch.device) -> Callable[[float], float]:
-    """A function that repeats the call for about so many seconds and returns the seconds of one."""
+def _timer(call: Call, device: torch.device) -> _Timer:
     for _ in range(2):  # compiles, and fills the allocator's pools
         call()
-    if device.type != "cuda":
-        return lambda seconds: _time_on_cpu(call, seconds)
+    return _GpuTimer(call) if device.type == "cuda" else _CpuTimer(call)
 
-    from triton.testing import do_bench, do_bench_cudagraph
 
-    def time_on_gpu(seconds: float) -> float:
-        torch.cuda.synchronize()
+class _Timer(Protocol):
+    method: str  # what is timed
+
+    def __call__(self, seconds: float) -> float:
+        """Repeat the call for about so many seconds; returns the seconds of one."""
+        ...
+
+
+class _CpuTimer:
+    method = "calls"
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def __call__(self, seconds: float) -> float:
+        start_s = time.perf_counter()
+        self._call()
+        num_calls = max(1, math.ceil(seconds / max(time.perf_counter() - start_s, 1e-6)))
+        start_s = time.perf_counter()
+        for _ in range(num_calls):
+            self._call()
+        return (time.perf_counter() - start_s) / num_calls
+
+
+class _GpuTimer:
+    """Captures as many calls as take GRAPH_MS; what cannot be captured is launched as often."""
+
+    def __init__(self, call: Call) -> None:
+        self._run = call
+        estimate_ms = median(self._time_ms() for _ in range(5))
+        self._num_calls = min(max(round(GRAPH_MS / estimate_ms), 8), 1000)
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         try:
-            milliseconds = do_bench_cudagraph(call, rep=int(1e3 * seconds), return_mode="median")
-        except RuntimeError:  # the call cannot be captured: a contender that asks the host
-            milliseconds = do_bench(call, rep=int(1e3 * seconds), return_mode="median")
-        return float(milliseconds) / 1e3
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                call()  # libraries take their workspaces for each stream
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, stream=stream):
+                self._repeat(call)
+        except RuntimeError:  # the call asks the host something
+            torch.cuda.synchronize()
+            self.method = "launches"
+            self._run = lambda: self._repeat(call)
+        else:
+            self.method = "CUDA graph"
+            self._run = graph.replay
 
-    return time_on_gpu
+    def _repeat(self, call: Call) -> None:
+        for _ in range(self._num_calls):
+            call()
 
+    def _time_ms(self) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        self._run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
 
-def _time_on_cpu(call: Call, seconds: float) -> float:
-    start_s = time.perf_counter()
-    call()
-    num_calls = math.ceil(seconds / max(time.perf_counter() - start_s, 1e-6))
-    start_s = time.perf_counter()
-    for _ in range(num_calls):
-        call()
-    return (time.perf_counter() - start_s) / num_calls
+    def __call__(self, seconds: float) -> float:
+        self._time_ms()
+        until_s = time.perf_counter() + seconds
+        times_ms = [self._time_ms()]
+        while time.perf_counter() < until_s:
+            times_ms.append(self._time_ms())
+        return median(times_ms) / self._num_calls / 1000
 
 
 def case_table(result: Mapping[str, Any]) -> str:

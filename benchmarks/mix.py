@@ -5,12 +5,14 @@
 Three cases: `evaluation` (normalise and cast), `mixup` and `cutmix` (with a partner each). The
 floor is to read each byte of the batch and write each result once, at the copy bandwidth measured
 in the same run. timm starts from what its loader delivers, uint8 in NCHW; `timm, NHWC` starts from
-ours. All end in `dtype`, channels-last.
+ours. All end in `dtype`, channels-last. On a GPU several batches take turns, so that none is found
+in its cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -21,12 +23,14 @@ from benchmarks.kernel_timing import (
     COMPILED_TWIN,
     DTYPES,
     OURS,
+    ROTATED_BYTES,
     TIMM,
     TWIN,
     Call,
     Case,
     add_options,
     compile_obstacle,
+    in_rotation,
     run_cases,
 )
 from dali_rsb.errors import run_command
@@ -36,16 +40,27 @@ MIXUP_LAM = 0.3
 CUTMIX_LAM = 0.6  # a box of 40 % of the image
 
 Mixing = tuple[Tensor, Tensor, Tensor] | tuple[()]  # partner, pixel_lam, box
+_LamAndKind = tuple[float, bool] | None  # as timm's Mixup draws them; True is CutMix
 
 
 def make_cases(
-    batch: int, size_px: int, dtype: torch.dtype, device: torch.device
+    batch: int,
+    size_px: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    no_compile: bool = False,
+    copies: int = 1,
 ) -> dict[str, Case]:
-    """The cases, on random images."""
+    """The cases, on random images.
+
+    Args:
+        copies: of the batch, which the calls of a contender take in turn.
+    """
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(
         0, 256, (batch, size_px, size_px, 3), dtype=torch.uint8, generator=generator
     ).to(device)
+    batches = [images, *(images.clone() for _ in range(copies - 1))]
     side = round((1 - CUTMIX_LAM) ** 0.5 * size_px)
     start = (size_px - side) // 2
     partner = torch.arange(batch - 1, -1, -1, device=device)
@@ -57,47 +72,49 @@ def make_cases(
             torch.tensor([box] * batch, dtype=torch.int32, device=device),
         )
 
-    return {
-        "evaluation": _make_case(images, dtype, (), None),
-        "mixup": _make_case(images, dtype, drawn(MIXUP_LAM, (0, 0, 0, 0)), (MIXUP_LAM, False)),
-        "cutmix": _make_case(
-            images,
-            dtype,
-            drawn(1.0, (start, start + side, start, start + side)),
-            (CUTMIX_LAM, True),
-        ),
+    no_box, box = (0, 0, 0, 0), (start, start + side, start, start + side)
+    drawings: dict[str, tuple[Mixing, _LamAndKind]] = {
+        "evaluation": ((), None),
+        "mixup": (drawn(MIXUP_LAM, no_box), (MIXUP_LAM, False)),
+        "cutmix": (drawn(1.0, box), (CUTMIX_LAM, True)),
     }
+    obstacle = compile_obstacle(device, no_compile)
+    return {name: _make_case(batches, dtype, *way, obstacle) for name, way in drawings.items()}
 
 
 def _make_case(
-    images: Tensor,
+    batches: Sequence[Tensor],
     dtype: torch.dtype,
     mixing: Mixing,
-    lam_and_kind: tuple[float, bool] | None,
+    lam_and_kind: _LamAndKind,
+    obstacle: str | None,
 ) -> Case:
-    inputs = (images, IMAGENET_MEAN, IMAGENET_STD, dtype, *mixing)
+    def of_ours(function: Callable[..., Tensor]) -> Call:
+        options = (IMAGENET_MEAN, IMAGENET_STD, dtype, *mixing)
+        return in_rotation([partial(function, images, *options) for images in batches])
+
     contenders: dict[str, Call] = {
-        OURS: partial(normalize_mix, *inputs),
-        TWIN: partial(normalize_mix_plain, *inputs),
+        OURS: of_ours(normalize_mix),
+        TWIN: of_ours(normalize_mix_plain),
     }
     left_out = {}
-    obstacle = compile_obstacle(images.device)
     if obstacle is None:
-        compiled = torch.compile(normalize_mix_plain, dynamic=False)
-        contenders[COMPILED_TWIN] = partial(compiled, *inputs)
+        contenders[COMPILED_TWIN] = of_ours(torch.compile(normalize_mix_plain, dynamic=False))
     else:
         left_out[COMPILED_TWIN] = obstacle
     try:
-        planes = images.permute(0, 3, 1, 2)
-        contenders[TIMM] = _timm_input(planes.contiguous(), dtype, lam_and_kind)
-        contenders[f"{TIMM}, NHWC"] = _timm_input(planes, dtype, lam_and_kind)
+        pixels = [images.permute(0, 3, 1, 2) for images in batches]
+        planes = [images.contiguous() for images in pixels]
+        for name, inputs in ((TIMM, planes), (f"{TIMM}, NHWC", pixels)):
+            calls = [_timm_input(images, dtype, lam_and_kind) for images in inputs]
+            contenders[name] = in_rotation(calls)
     except ImportError as error:
         left_out[TIMM] = str(error)
-    return Case(contenders, images.numel() * (1 + dtype.itemsize), left_out)
+    return Case(contenders, batches[0].numel() * (1 + dtype.itemsize), left_out)
 
 
 def _timm_input(
-    images: Tensor, dtype: torch.dtype, lam_and_kind: tuple[float, bool] | None
+    images: Tensor, dtype: torch.dtype, lam_and_kind: _LamAndKind
 ) -> Callable[[], Tensor]:
     """What timm's loader and train.py do with a uint8 batch [B, 3, H, W] on the device.
 
@@ -127,10 +144,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=160, help="side of the images in pixels")
     options = add_options(parser).parse_args(arguments)
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
+    copies = 1
+    if device.type == "cuda":
+        floor_bytes = options.batch * options.size**2 * 3 * (1 + dtype.itemsize)
+        copies = math.ceil(ROTATED_BYTES / floor_bytes)
     run_cases(
         "mix",
-        {"batch": options.batch, "size_px": options.size},
-        lambda: make_cases(options.batch, options.size, dtype, device),
+        {"batch": options.batch, "size_px": options.size, "copies": copies},
+        lambda: make_cases(options.batch, options.size, dtype, device, options.no_compile, copies),
         options,
     )
 

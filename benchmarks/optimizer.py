@@ -39,7 +39,7 @@ UPDATE = 1000  # far from the first, which copies the weights
 GRADIENT_SIZE = 1e-6  # with which no norm is clipped, whatever the model
 
 
-def make_case(name: str, device: torch.device) -> Case:
+def make_case(name: str, device: torch.device, no_compile: bool = False) -> Case:
     """All contenders, each with a copy of the model; they share the gradients."""
     torch.manual_seed(0)
     model = create_model(name).to(device)
@@ -51,7 +51,7 @@ def make_case(name: str, device: torch.device) -> Case:
     left_out = {}
     if device.type != "cpu":  # where it serves
         contenders[TWIN] = _update(_copy(model), "foreach")
-    obstacle = compile_obstacle(device)
+    obstacle = compile_obstacle(device, no_compile)
     if obstacle is None:
         try:
             contenders[COMPILED_TWIN] = _compiled_update(_copy(model))
@@ -149,7 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_cases(
         "optimizer",
         {"model": options.model},
-        lambda: {f"LAMB + EMA, {options.model}": make_case(options.model, device)},
+        lambda: {
+            f"LAMB + EMA, {options.model}": make_case(options.model, device, options.no_compile)
+        },
         options,
     )
 

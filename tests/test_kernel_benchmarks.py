@@ -15,13 +15,14 @@ CPU = torch.device("cpu")
 def _no_compiler(monkeypatch):
     """Compiling takes longer than all else here."""
     for module in (loss, mix):
-        monkeypatch.setattr(module, "compile_obstacle", lambda device: "no compiler")
+        monkeypatch.setattr(module, "compile_obstacle", lambda *_: "no compiler")
 
 
 @pytest.mark.usefixtures("_no_compiler")
+@pytest.mark.parametrize("copies", [1, 3])
 @pytest.mark.parametrize("name", ["evaluation", "mixup", "cutmix"])
-def test_contenders_of_mix_make_the_same_batch(name):
-    case = mix.make_cases(4, 24, torch.float16, CPU)[name]
+def test_contenders_of_mix_make_the_same_batch(name, copies):
+    case = mix.make_cases(4, 24, torch.float16, CPU, copies=copies)[name]
     assert list(case.contenders) == ["dali_rsb", "plain twin", "timm", "timm, NHWC"]
     assert case.left_out == {"torch.compile of the twin": "no compiler"}
     assert case.floor_bytes == 4 * 24 * 24 * 3 * 3
@@ -73,6 +74,41 @@ def test_a_gpu_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device cpu"):
         mix.main(["--device", "cuda"])
+
+
+def test_tensors_that_take_turns_are_none_that_were_just_used():
+    batches = [torch.full((2,), float(number)) for number in range(3)]
+    call = kernel_timing.in_rotation([lambda batch=batch: batch + 1 for batch in batches])
+    addresses = []
+    for number in range(9):
+        result = call()
+        assert result[0] == number % 3 + 1
+        addresses.append(result.data_ptr())
+        del result
+    assert all(len(set(addresses[start : start + 3])) == 3 for start in range(7))
+
+
+def test_the_compiled_twin_can_be_left_out(tmp_path):
+    output = tmp_path / "result.json"
+    options = ["--device", "cpu", "--rounds", "1", "--seconds", "0", "--output", str(output)]
+    mix.main(["--batch", "2", "--size", "8", "--no-compile", *options])
+    for case in json.loads(output.read_text())["cases"].values():
+        assert case["left_out"] == {"torch.compile of the twin": "--no-compile"}
+        assert {measured["timed"] for measured in case["contenders"].values()} == {"calls"}
+
+
+@pytest.mark.gpu
+def test_a_call_that_asks_the_host_is_timed_with_its_launches():
+    x = torch.rand(2**20, device="cuda")
+    contenders = {"quiet": lambda: x * 2, "asking": lambda: x.sum().item()}
+    case = kernel_timing.Case(contenders, floor_bytes=2**23)
+    result = kernel_timing.measure_case(case, x.device, 3e12, num_rounds=2, seconds=0.05)
+    measured = result["contenders"]
+    assert {name: measured[name]["timed"] for name in measured} == {
+        "quiet": "CUDA graph",
+        "asking": "launches",
+    }
+    assert 0 < measured["quiet"]["us"]["median"] < measured["asking"]["us"]["median"]
 
 
 def test_torch_compile_needs_a_compiler(monkeypatch):
