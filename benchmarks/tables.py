@@ -224,6 +224,7 @@ TABLES: dict[tuple[str, ...], tuple[str, Callable[..., list[str]]]] = {
     ("mix_cpu", "loss_cpu", "optimizer_cpu"): ("the kernels' counterparts on a CPU", _twins),
     ("loader_gpu",): ("the loader on a GPU", _loader),
     ("step_gpu",): ("the training step on a GPU", _step),
+    ("step_compiled_gpu",): ("the compiled training step on a GPU", _step),
     ("train_gpu",): ("training from end to end on a GPU", _train),
     ("mix_gpu",): ("the mixing kernel on a GPU", _kernel),
     ("loss_gpu",): ("the loss kernel on a GPU", _kernel),
