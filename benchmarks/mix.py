@@ -110,7 +110,11 @@ def _make_case(
             contenders[name] = in_rotation(calls)
     except ImportError as error:
         left_out[TIMM] = str(error)
-    return Case(contenders, batches[0].numel() * (1 + dtype.itemsize), left_out)
+    return Case(contenders, _floor_bytes(batches[0].numel(), dtype), left_out)
+
+
+def _floor_bytes(num_values: int, dtype: torch.dtype) -> int:
+    return num_values * (1 + dtype.itemsize)
 
 
 def _timm_input(
@@ -146,8 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
     copies = 1
     if device.type == "cuda":
-        floor_bytes = options.batch * options.size**2 * 3 * (1 + dtype.itemsize)
-        copies = math.ceil(ROTATED_BYTES / floor_bytes)
+        num_values = 3 * options.batch * options.size**2
+        copies = math.ceil(ROTATED_BYTES / _floor_bytes(num_values, dtype))
     run_cases(
         "mix",
         {"batch": options.batch, "size_px": options.size, "copies": copies},

@@ -1,6 +1,8 @@
 """The benchmarks of mixing and loss: contenders do the same, and results are complete."""
 
+import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,6 +97,80 @@ def test_the_compiled_twin_can_be_left_out(tmp_path):
     for case in json.loads(output.read_text())["cases"].values():
         assert case["left_out"] == {"torch.compile of the twin": "--no-compile"}
         assert {measured["timed"] for measured in case["contenders"].values()} == {"calls"}
+
+
+class _Gpu:
+    """Stands for torch.cuda: a call takes 1 ms with its launch, and half of it in a graph."""
+
+    def __init__(self):
+        self.now_ms, self.capturing = 0.0, None
+
+    def call(self):
+        if self.capturing is None:
+            self.now_ms += 1.0
+        else:
+            self.capturing.num_calls += 1
+
+    def ask(self):
+        if self.capturing is not None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.call()
+
+    def stand_in(self, monkeypatch):
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                self.at_ms = gpu.now_ms
+
+            def synchronize(self):
+                pass
+
+            def elapsed_time(self, end):
+                return end.at_ms - self.at_ms
+
+        class Graph:
+            num_calls = 0
+
+            def replay(self):
+                gpu.now_ms += 0.5 * self.num_calls
+
+        @contextlib.contextmanager
+        def capture(graph, stream):
+            gpu.capturing = graph
+            try:
+                yield
+            finally:
+                gpu.capturing = None
+
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        for name, value in {
+            "Event": Event,
+            "CUDAGraph": Graph,
+            "graph": capture,
+            "Stream": lambda: stream,
+            "current_stream": lambda: stream,
+            "stream": lambda _: contextlib.nullcontext(),
+            "synchronize": lambda: None,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+
+def test_a_gpus_calls_are_timed_in_a_graph_or_else_with_their_launches(monkeypatch):
+    gpu = _Gpu()
+    gpu.stand_in(monkeypatch)
+    case = kernel_timing.Case({"quiet": gpu.call, "asking": gpu.ask}, floor_bytes=1000)
+    result = kernel_timing.measure_case(
+        case, torch.device("cuda"), bytes_per_s=1e6, num_rounds=2, seconds=0.0
+    )
+    quiet, asking = (result["contenders"][name] for name in ("quiet", "asking"))
+    assert (quiet["timed"], asking["timed"]) == ("CUDA graph", "launches")
+    assert quiet["us"]["runs"] == (500, 500)
+    assert asking["us"]["runs"] == (1000, 1000)
+    assert asking["times_ours"]["median"] == 2
 
 
 @pytest.mark.gpu
