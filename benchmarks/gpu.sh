@@ -33,8 +33,9 @@ while [ $# -gt 0 ]; do
 done
 [ -n "$out" ] || usage
 [ "$device" = cuda ] || [ "$device" = cpu ] || usage
+is_part() { [[ " ${parts[*]} " = *" $1 "* ]]; }
 for part in ${only//,/ }; do
-    [[ " ${parts[*]} " = *" $part "* ]] && continue
+    is_part "$part" && continue
     echo "error: --only $part: there are ${parts[*]}" >&2
     exit 2
 done
@@ -56,6 +57,15 @@ failed=0
 summary=() unfinished=()
 
 wanted() { [ -z "$only" ] || [[ ",$only," = *",$1,"* ]]; }
+needs_images() { [[ " parity train loader decode " = *" $1 "* ]]; }
+
+ready() {  # PART: is it wanted, and are there the images that it needs?
+    wanted "$1" || return
+    if needs_images "$1" && [ -z "$data" ]; then
+        note SKIPPED "$1" "no images"
+        return 1
+    fi
+}
 
 note() {  # RESULT PART DETAIL
     summary+=("$(printf '%-8s %-18s %s' "$1" "$2" "$3")")
@@ -68,7 +78,7 @@ run() {  # PART LIMIT_S COMMAND...
     [ "$quick" = 1 ] && limit_s=400
     if [ $((total_s - SECONDS)) -lt 15 ]; then
         note SKIPPED "$part" "no time left"
-        unfinished+=("$part")
+        is_part "$part" && unfinished+=("$part")
         return 1
     fi
     [ "$limit_s" -gt $((total_s - SECONDS)) ] && limit_s=$((total_s - SECONDS))
@@ -79,7 +89,7 @@ run() {  # PART LIMIT_S COMMAND...
     case $code in
         0) note PASS "$part" "$took"; return 0 ;;
         124 | 137) note FAIL "$part" "stopped after $took: out of time"
-                   unfinished+=("$part") ;;
+                   is_part "$part" && unfinished+=("$part") ;;
         *) note FAIL "$part" "exit code $code after $took, see $out/$part.log"
            tail -n 5 "$out/$part.log" | sed 's/^/    /' ;;
     esac
@@ -90,7 +100,7 @@ run() {  # PART LIMIT_S COMMAND...
 benchmark() {  # PART LIMIT_S NAME ARGUMENTS...
     local part=$1 limit_s=$2 name=$3
     shift 3
-    wanted "$part" || return
+    ready "$part" || return
     run "$part" "$limit_s" python3 -m "benchmarks.$name" "$@" --output "$out/$part.json"
 }
 
@@ -120,16 +130,21 @@ else
 fi
 [ "$device" = cpu ] && export CUDA_VISIBLE_DEVICES=""
 
-run images 150 python3 -m benchmarks.imagenet_like "$images/data" --images "$count" \
-    --classes "$classes" || exit 1
-data=$images/data
+data=""
+for part in "${parts[@]}"; do
+    if wanted "$part" && needs_images "$part"; then
+        run images 150 python3 -m benchmarks.imagenet_like "$images/data" --images "$count" \
+            --classes "$classes" && data=$images/data
+        break
+    fi
+done
 a3=(configs/a3.yaml "${model[@]}" --device "$device")
 optimizer=("${kernel[@]}")
 [ "$quick" = 1 ] && optimizer+=(--model resnet18)
 graphs=run.cuda_graph=false,true
 [ "$device" = cpu ] && graphs=run.cuda_graph=false # which a CPU has not
 
-if wanted parity; then
+if ready parity; then
     run parity 70 python3 -m dali_rsb.parity "$data" "${parity[@]}" --device "$device" \
         --output "$out/parity"
 fi

@@ -217,10 +217,11 @@ def test_rounds_alternate_and_say_who_is_left_out():
         "fast": functools.partial(_sleeping_batches, 0.005),
     }
     lines = []
-    sections, left_out = report.measure_in_rounds(
+    result = report.measure(
         contenders, report.Work(0, 4, 1), num_rounds=2, num_cpus=1, progress=lines.append
     )
-    assert left_out == {"missing": "it is not installed"}
+    sections = result.sections
+    assert result.left_out == {"missing": "it is not installed"}
     measured = [line.split(":")[0].split()[-1] for line in lines if line.startswith("round")]
     assert measured == ["slow", "fast", "fast", "slow"]
     assert [len(runs) for runs in sections.values()] == [2, 2]
@@ -230,7 +231,7 @@ def test_rounds_alternate_and_say_who_is_left_out():
 
 def test_a_contender_that_fails_is_named():
     with pytest.raises(RuntimeError, match="'broken one'"):
-        report.measure_in_rounds({"broken one": _fails}, report.Work(0, 1, 0), 1, 1, print)
+        report.measure({"broken one": _fails}, report.Work(0, 1, 0), 1, 1, print)
 
 
 def _parts():
@@ -569,3 +570,21 @@ def test_the_script_says_how_it_is_used(tmp_path, arguments):
     assert result.returncode == 2
     assert "usage: benchmarks/gpu.sh OUT" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def _run_script(folder, *arguments):
+    script = ["bash", str(ROOT / "benchmarks/gpu.sh"), "out", "--device", "cpu", "--quick"]
+    return subprocess.run(
+        [*script, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_script_runs_the_parts_that_are_asked_for(tmp_path):
+    result = _run_script(tmp_path, "--only", "step,abacus")
+    assert result.returncode == 2
+    assert "--only abacus: there are parity" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    result = _run_script(tmp_path, "--only", "budget")  # without the rates it needs, nor images
+    assert result.returncode == 0
+    summary = (tmp_path / "out/summary.txt").read_text()
+    assert summary.split() == ["SKIPPED", "budget", "no", "rates"]
