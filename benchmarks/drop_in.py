@@ -32,9 +32,10 @@ import numpy as np
 
 from benchmarks.report import (
     Work,
-    measure_in_rounds,
+    measure,
     new_report,
     ratios,
+    report_progress,
     sections_as_json,
     write_json,
 )
@@ -199,13 +200,13 @@ def compare_speed(data: Path) -> dict[str, Any]:
         for work in ("train", "evaluation")
         for loader in LOADERS
     }
-    sections, _ = measure_in_rounds(
+    sections = measure(
         contenders,
         Work(seconds=10.0, num_batches=4, num_warmup_batches=4 * num_cpus, round_to=num_cpus),
         num_rounds=5,
         num_cpus=num_cpus,
-        progress=partial(print, file=sys.stderr, flush=True),
-    )
+        progress=report_progress,
+    ).sections
     report = new_report("drop_in", settings)
     report["contenders"] = sections_as_json(sections)
     report["ratios"] = {

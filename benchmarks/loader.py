@@ -39,7 +39,7 @@ from benchmarks.report import (
     BatchCounts,
     Work,
     format_table,
-    measure_in_rounds,
+    measure,
     new_report,
     ratios,
     report_progress,
@@ -303,11 +303,12 @@ def measure_group(
     group: Group, work: Work, num_repeats: int, num_cpus: int, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     """Measure a group; returns what the result file holds of it."""
-    sections, left_out = measure_in_rounds(group.contenders, work, num_repeats, num_cpus, progress)
+    measured = measure(group.contenders, work, num_repeats, num_cpus, progress)
+    sections = measured.sections
     result: dict[str, Any] = {
-        "rounds": min(map(len, sections.values()), default=0),
+        "rounds": measured.num_rounds,
         "contenders": sections_as_json(sections),
-        "left_out": left_out,
+        "left_out": measured.left_out,
     }
     result["ratios"] = {
         f"{pair.ours} / {pair.theirs}": asdict(ratios(sections[pair.ours], sections[pair.theirs]))

@@ -292,18 +292,6 @@ def _sigterm_as_error() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def measure_in_rounds(
-    contenders: Mapping[str, Callable[[], BatchCounts]],
-    work: Work,
-    num_rounds: int,
-    num_cpus: int,
-    progress: Callable[[str], None],
-) -> tuple[dict[str, list[Section]], dict[str, str]]:
-    """`measure` for contenders without parts and facts: the sections, and who is left out."""
-    measured = measure(contenders, work, num_rounds, num_cpus, progress)
-    return measured.sections, measured.left_out
-
-
 def measure(
     contenders: Mapping[str, Start],
     work: Work,
@@ -343,6 +331,22 @@ def measure(
             measured.sections.pop(_section_name(name, part), None)
         progress(f"{name}: left out, {reason}")
 
+    def measure_round(number: int) -> None:
+        runs = [(name, part) for name in connections for part in parts[name]]
+        for name, part in runs if number % 2 == 0 else runs[::-1]:
+            if name not in connections:
+                continue
+            connections[name].send((part, work))
+            section = _receive(connections[name], name, keep_going)
+            if isinstance(section, _LeftOut):
+                leave_out(name, section.reason)
+                continue
+            measured.sections[_section_name(name, part)].append(section)
+            progress(
+                f"round {number + 1}/{num_rounds}  {_section_name(name, part)}: "
+                f"{section.img_per_s:.0f} img/s, {section.cpu_ms_per_img:.2f} CPU ms/img"
+            )
+
     try:
         for name, start in contenders.items():
             ours, theirs = context.Pipe()
@@ -365,20 +369,7 @@ def measure(
                 leave_out(name, answer.reason)
         with _sigterm_as_error():
             for number in range(num_rounds):
-                runs = [(name, part) for name in connections for part in parts[name]]
-                for name, part in runs if number % 2 == 0 else runs[::-1]:
-                    if name not in connections:
-                        continue
-                    connections[name].send((part, work))
-                    section = _receive(connections[name], name, keep_going)
-                    if isinstance(section, _LeftOut):
-                        leave_out(name, section.reason)
-                        continue
-                    measured.sections[_section_name(name, part)].append(section)
-                    progress(
-                        f"round {number + 1}/{num_rounds}  {_section_name(name, part)}: "
-                        f"{section.img_per_s:.0f} img/s, {section.cpu_ms_per_img:.2f} CPU ms/img"
-                    )
+                measure_round(number)
     except _TerminatedError:
         for process in processes:
             process.kill()  # there is no time to wait for them

@@ -302,8 +302,8 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
     return [*options.overrides, *given]
 
 
-def describe_config(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    """What the head of a result file says about the configuration."""
+def describe_config(config: Config, options: argparse.Namespace, num_rounds: int) -> dict[str, Any]:
+    """What the head of a result file says about the configuration and the rounds there were."""
     return {
         "config": config.name,
         "overrides": overrides_of(options),
@@ -314,7 +314,7 @@ def describe_config(config: Config, options: argparse.Namespace) -> dict[str, An
         "optimizer": config.optimizer.name,
         "ema": config.ema.decay is not None,
         "threads": available_cpus(),
-        "rounds": options.rounds,
+        "rounds": num_rounds,
         "seconds": options.seconds,
     }
 
@@ -348,8 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     steps = steps_as_json(measured, list(contenders))
     if not steps:
         raise UserError("no step could be measured; the reasons stand above")
-    settings = describe_config(config, options) | {"rounds": measured.num_rounds}
-    report = new_report("step", settings)
+    report = new_report("step", describe_config(config, options, measured.num_rounds))
     report |= {"contenders": steps, "left_out": measured.left_out, "fastest": fastest(steps)}
     best = report["fastest"]
     report["ratios"] = {

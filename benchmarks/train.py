@@ -319,8 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in contenders
         if name not in measured.left_out
     }
-    settings = describe_config(config, options) | {"rounds": measured.num_rounds}
-    report = new_report("train", settings)
+    report = new_report("train", describe_config(config, options, measured.num_rounds))
     report |= {
         "contenders": sections_as_json(measured.sections),
         "facts": measured.facts,

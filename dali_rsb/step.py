@@ -85,7 +85,7 @@ class TrainStep:
         self._norm_statistics = _Rollback(model)
         if compile:
             # Training and evaluation each have one shape. Left to itself, PyTorch would compile the
-            # second of them for any size, whose kernels are slower.
+            # second of them for any size.
             model.compile(dynamic=False)
         self._forward = self._distribute(model)
         self._keeps_gradients = cuda_graph

@@ -80,9 +80,9 @@ _ONE_FORK = threading.Lock()
 _HALTED: list[GraphRunner] = []  # by the fork that is going on
 _INHERITED: list[object] = []
 
-# Batches taken that a GPU may not have come to yet. A host is faster than its GPU, and DALI decodes
-# on for a host that takes: CUDA's queue of about a thousand launches alone would stop it, which
-# holds dozens of steps, with a decoded batch each, where a step is a CUDA graph.
+# Outputs of a pipeline that were taken, and that the GPU may not have come to yet. A host is faster
+# than its GPU, and DALI decodes on for a host that takes: only CUDA's queue of launches would stop
+# it, which holds many steps, with a decoded batch each, where a step is one CUDA graph.
 _MAX_UNREAD = 4
 
 
