@@ -509,7 +509,8 @@ def test_two_hundred_starts_leave_nothing_behind(folder):
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background begin without it
 from dali_rsb import DaliLoader
 loader = DaliLoader(sys.argv[1], 8, train=True, device="cpu", num_threads=2, randaugment="rand-m6")
 try:
