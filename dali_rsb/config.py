@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dali_rsb.data.draws.mixing import PAIR_BLOCK
-from dali_rsb.data.draws.randaugment import RandAugmentPolicy
+from dali_rsb.draws.mixing import PAIR_BLOCK
+from dali_rsb.draws.randaugment import RandAugmentPolicy
 from dali_rsb.errors import UserError
 from dali_rsb.kernels.mix import IMAGENET_MEAN, IMAGENET_STD
 
