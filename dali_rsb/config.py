@@ -17,10 +17,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dali_rsb.draws.mixing import PAIR_BLOCK
-from dali_rsb.draws.randaugment import RandAugmentPolicy
+from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD, PAIR_BLOCK
+from dali_rsb.draws.policy import parse_tokens
 from dali_rsb.errors import UserError
-from dali_rsb.kernels.mix import IMAGENET_MEAN, IMAGENET_STD
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -179,7 +178,7 @@ class Config(Section):
                 f"run.batch_per_device: must be a multiple of {PAIR_BLOCK} where mixing is on"
             )
         if self.augment.randaugment is not None:
-            RandAugmentPolicy.parse(self.augment.randaugment)
+            parse_tokens(self.augment.randaugment)
         for key in ("scale", "ratio"):
             low, high = getattr(self.augment, key)
             if not 0 < low <= high:

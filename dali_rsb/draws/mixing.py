@@ -11,12 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from dali_rsb.constants import PAIR_BLOCK
 from dali_rsb.draws.philox import Stream
-
-# Partners stand half a block apart inside blocks of this many samples: every process count finds
-# the same pairs as long as device batches are whole blocks, and copies of one image, which
-# repeated augmentation places next to each other, never meet.
-PAIR_BLOCK = 8
 
 
 @dataclass(frozen=True)

@@ -63,34 +63,34 @@ class BatchLayout:
 
     The `global_batch` positions of an update are cut into `accumulation` runs, and each run into
     one device batch for each process: contiguous slices ("together": copies of one image stay on
-    one process) or every num_processes-th ("spread": copies go to different processes, as timm
+    one process) or every world_size-th ("spread": copies go to different processes, as timm
     does it).
     """
 
     global_batch: int
     batch_per_device: int
-    num_processes: int = 1
-    process: int = 0
+    world_size: int = 1
+    rank: int = 0
     copies: Copies = "together"
 
     @property
     def accumulation(self) -> int:
         """Micro-batches of one update."""
-        return self.global_batch // (self.batch_per_device * self.num_processes)
+        return self.global_batch // (self.batch_per_device * self.world_size)
 
     def positions(self, update: int, micro_batch: int) -> range:
         """Positions in the epoch of this process's device batch."""
-        run = self.batch_per_device * self.num_processes
+        run = self.batch_per_device * self.world_size
         start = update * self.global_batch + micro_batch * run
         if self.copies == "spread":
-            return range(start + self.process, start + run, self.num_processes)
-        start += self.process * self.batch_per_device
+            return range(start + self.rank, start + run, self.world_size)
+        start += self.rank * self.batch_per_device
         return range(start, start + self.batch_per_device)
 
 
 def plan_batches(
     global_batch: int,
-    num_processes: int,
+    world_size: int,
     batch_per_device: int | None,
     default_batch_per_device: int,
     multiple_of: int = 1,
@@ -106,12 +106,12 @@ def plan_batches(
     Raises:
         UserError: no device batch fits, or the chosen one does not; says which ones would.
     """
-    per_process, rest = divmod(global_batch, num_processes)
+    per_process, rest = divmod(global_batch, world_size)
     if rest:
         raise UserError(
-            f"optimizer.batch_size={global_batch} cannot be shared by {num_processes} processes; "
+            f"optimizer.batch_size={global_batch} cannot be shared by {world_size} processes; "
             f"use a number of processes that divides it, or optimizer.batch_size="
-            f"{max(per_process, 1) * num_processes}"
+            f"{max(per_process, 1) * world_size}"
         )
     fitting = [
         size for size in range(multiple_of, per_process + 1, multiple_of) if per_process % size == 0
@@ -119,9 +119,9 @@ def plan_batches(
     if not fitting:
         raise UserError(
             f"optimizer.batch_size={global_batch} leaves {per_process} samples for each of "
-            f"{num_processes} processes, which no multiple of {multiple_of} divides (mixing pairs "
+            f"{world_size} processes, which no multiple of {multiple_of} divides (mixing pairs "
             f"samples in blocks of {multiple_of}); use optimizer.batch_size="
-            f"{-(-per_process // multiple_of) * multiple_of * num_processes} or fewer processes"
+            f"{-(-per_process // multiple_of) * multiple_of * world_size} or fewer processes"
         )
     if batch_per_device is None:
         return max(
@@ -131,7 +131,7 @@ def plan_batches(
         below = [size for size in fitting if size < batch_per_device][-1:]
         above = [size for size in fitting if size > batch_per_device][:1]
         raise UserError(
-            f"run.batch_per_device={batch_per_device} on {num_processes} process(es) cannot make "
+            f"run.batch_per_device={batch_per_device} on {world_size} process(es) cannot make "
             f"optimizer.batch_size={global_batch}; set run.batch_per_device="
             f"{' or '.join(map(str, below + above))}"
         )
@@ -148,12 +148,12 @@ class EvalLayout:
 
     num_images: int
     batch_per_device: int
-    num_processes: int = 1
-    process: int = 0
+    world_size: int = 1
+    rank: int = 0
 
     @property
     def _share(self) -> int:
-        return -(-self.num_images // self.num_processes)
+        return -(-self.num_images // self.world_size)
 
     @property
     def num_batches(self) -> int:
@@ -161,7 +161,7 @@ class EvalLayout:
 
     def batches(self) -> Iterator[tuple[np.ndarray, int]]:
         """Yield (image indices int64 [batch_per_device], number of valid rows at the front)."""
-        first = self.process * self._share
+        first = self.rank * self._share
         end = min(first + self._share, self.num_images)
         for batch in range(self.num_batches):
             start = first + batch * self.batch_per_device

@@ -1,59 +1,25 @@
-"""RandAugment on the host: timm's policy strings, the draws, and the operands of the DALI graph.
+"""RandAugment on the host: policies, draws, and the operands of the DALI pipeline.
 
 The pixels are computed by `pipelines.randaugment`; nothing here touches an image.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dali_rsb.draws.operations import OPERATION_SETS, OPERATIONS, RECORDS, Strength
+from dali_rsb.draws.policy import parse_tokens
 from dali_rsb.errors import UserError
-from pipelines.randaugment import Branch, branch_input, matrix_input, value_input
+from pipelines.operands import Branch, branch_input, matrix_input, value_input
 
-# timm's set, in its order, under timm's names for the set that does not increase.
-OPERATIONS = (
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Rotate",
-    "Posterize",
-    "Solarize",
-    "SolarizeAdd",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "Sharpness",
-    "ShearX",
-    "ShearY",
-    "TranslateXRel",
-    "TranslateYRel",
-)
-
-_BRANCHES = {
-    "AutoContrast": Branch.AUTO_CONTRAST,
-    "Equalize": Branch.EQUALIZE,
-    "Invert": Branch.SOLARIZE,
-    "Rotate": Branch.WARP,
-    "Posterize": Branch.POSTERIZE,
-    "Solarize": Branch.SOLARIZE,
-    "SolarizeAdd": Branch.SOLARIZE_ADD,
-    "Color": Branch.COLOR,
-    "Contrast": Branch.CONTRAST,
-    "Brightness": Branch.BRIGHTNESS,
-    "Sharpness": Branch.SHARPNESS,
-    "ShearX": Branch.WARP,
-    "ShearY": Branch.WARP,
-    "TranslateXRel": Branch.WARP,
-    "TranslateYRel": Branch.WARP,
-}
+__all__ = ["FULL_MAGNITUDE", "OPERATIONS", "RandAugmentDraws", "RandAugmentPolicy", "fill_color"]
 
 # The last entry is read by operation -1: not applied.
-_BRANCH_CODES = np.array([*(_BRANCHES[name] for name in OPERATIONS), Branch.SKIP], dtype=np.uint8)
+_BRANCH_CODES = np.array([*(record.branch for record in RECORDS), Branch.SKIP], dtype=np.uint8)
 
 # The magnitude at which an operation reaches the end of its range, and timm's upper clip unless
 # the policy sets `mmax`.
@@ -91,6 +57,8 @@ class RandAugmentPolicy:
             as in TensorFlow's RandAugment, whose M of ResNet-RS is `rand-m15-mmax15`.
         increasing: whether Posterize, Solarize and the enhancing operations grow stronger with
             the magnitude.
+        operation_set: name of the set in `operations.OPERATION_SETS` that operations are drawn
+            from.
     """
 
     magnitude: int = FULL_MAGNITUDE
@@ -99,30 +67,23 @@ class RandAugmentPolicy:
     magnitude_std: float = 0.0
     magnitude_max: int = FULL_MAGNITUDE
     increasing: bool = False
+    operation_set: str = "timm"
 
     @classmethod
     def parse(cls, policy: str) -> RandAugmentPolicy:
-        """Read a timm string such as `rand-m7-mstd0.5-inc1`.
-
-        The tokens are `mN` magnitude, `nN` layers, `pF` probability, `mstdF` noise (above 100:
-        uniform), `mmaxN` upper clip, `incN` increasing set unless N is 0. As in timm 1.0.31, the
-        first `mstd` and `mmax` count and the last of the others. Older versions of timm took
-        `inc0` for `inc1`.
+        """Read a timm string such as `rand-m7-mstd0.5-inc1`; see `dali_rsb.draws.policy`.
 
         Raises:
-            UserError: for another policy than `rand`, a token that timm does not know or would
-                silently ignore, a value out of range, or a transform set (`tNAME`).
+            UserError: the string is malformed, or names an unknown set of operations.
         """
-        head, *tokens = policy.split("-")
-        if head != "rand":
-            raise UserError(f"auto-augment policy {policy!r}: must begin with 'rand', not {head!r}")
-        fields: dict[str, float] = {}
-        for token in tokens:
-            key, number = _parse_token(policy, token)
-            if key in ("mstd", "mmax"):
-                fields.setdefault(key, number)
-            else:
-                fields[key] = number
+        tokens = parse_tokens(policy)
+        operation_set = str(tokens.pop("t", cls.operation_set))
+        if operation_set not in OPERATION_SETS:
+            raise UserError(
+                f"auto-augment policy {policy!r}: token 't{operation_set}' names a transform set "
+                f"that is not one of {', '.join(OPERATION_SETS)}; leave it out for timm's"
+            )
+        fields = {key: float(number) for key, number in tokens.items()}
         magnitude_std = fields.get("mstd", cls.magnitude_std)
         return cls(
             magnitude=int(fields.get("m", cls.magnitude)),
@@ -132,6 +93,7 @@ class RandAugmentPolicy:
             # timm takes an upper clip of 0 for one that is not set.
             magnitude_max=int(fields.get("mmax", 0)) or cls.magnitude_max,
             increasing=bool(fields.get("inc", cls.increasing)),
+            operation_set=operation_set,
         )
 
     @property
@@ -143,7 +105,7 @@ class RandAugmentPolicy:
         """Turn uniform numbers into operations, magnitudes and directions.
 
         timm also draws bilinear or bicubic resampling for each geometric operation. No warp of
-        DALI has Pillow's bicubic kernel, so the graph is always bilinear and nothing is drawn.
+        DALI has Pillow's bicubic kernel, so a warp is always bilinear and nothing is drawn.
 
         Args:
             uniforms: [batch, num_uniforms] in [0, 1).
@@ -154,7 +116,8 @@ class RandAugmentPolicy:
         choice, application, direction, noise, angle = np.moveaxis(
             uniforms.reshape(batch_size, self.num_layers, _UNIFORMS_PER_LAYER), 2, 0
         )
-        operation = (choice * len(OPERATIONS)).astype(np.int8)
+        members = np.array(OPERATION_SETS[self.operation_set], np.int8)
+        operation = members[(choice * len(members)).astype(np.int64)]
         operation[application >= self.probability] = -1
         if self.magnitude_std == float("inf"):
             magnitude = noise * self.magnitude
@@ -178,8 +141,7 @@ class RandAugmentPolicy:
             size_px: height and width of the images.
         """
         branches = _BRANCH_CODES[draws.operation]
-        values = self._values(draws).astype(np.float32)
-        matrices = _warp_matrices(draws, size_px).astype(np.float32)
+        values, matrices = (array.astype(np.float32) for array in self._arguments(draws, size_px))
         operands: dict[str, NDArray[np.generic]] = {}
         for layer in range(self.num_layers):
             operands[branch_input(layer)] = np.ascontiguousarray(branches[:, layer])
@@ -187,31 +149,30 @@ class RandAugmentPolicy:
             operands[matrix_input(layer)] = np.ascontiguousarray(matrices[:, layer])
         return operands
 
-    def _values(self, draws: RandAugmentDraws) -> NDArray[np.float64]:
-        """Return the argument of each point, colour or blending operation: [batch, layers]."""
-        level = draws.magnitude / FULL_MAGNITUDE
-        # `int` truncates in timm, as the conversions to integers do here. Without a bit left the
-        # image is black; Pillow 13 raises there, older versions did the same as this.
-        num_bits = (level * 4).astype(np.int64)
-        threshold = np.minimum(256, (level * 256).astype(np.int64))
-        if self.increasing:
-            num_bits = 4 - num_bits
-            threshold = 256 - threshold
-            factor = np.maximum(0.1, 1 + level * 0.9 * np.where(draws.negate, -1, 1))
-        else:
-            factor = level * 1.8 + 0.1
-        values = np.zeros(level.shape)  # also the threshold that makes Solarize an Invert
-        for name, argument in (
-            ("Posterize", 256 - 2 ** (8 - np.clip(num_bits, 0, 8))),
-            ("Solarize", threshold),
-            ("SolarizeAdd", np.minimum(128, (level * 110).astype(np.int64))),
-            ("Color", factor),
-            ("Contrast", factor),
-            ("Brightness", factor),
-            ("Sharpness", factor),
-        ):
-            values = np.where(_is(draws, name), argument, values)
-        return values
+    def strength(self, magnitude: NDArray[np.float64], negate: NDArray[np.bool_]) -> Strength:
+        """What some drawn magnitudes mean under this policy."""
+        level = magnitude / FULL_MAGNITUDE
+        return Strength(level, level * np.where(negate, -1, 1), self.increasing)
+
+    def _arguments(
+        self, draws: RandAugmentDraws, size_px: tuple[int, int]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Values [batch, layers] and warp matrices [batch, layers, 3, 3], else the identity."""
+        values = np.zeros(draws.operation.shape)
+        matrices = np.broadcast_to(np.eye(3), (*values.shape, 3, 3)).copy()
+        for number in OPERATION_SETS[self.operation_set]:
+            record, drawn = RECORDS[number], draws.operation == number
+            if not drawn.any():
+                continue
+            strength = self.strength(draws.magnitude[drawn], draws.negate[drawn])
+            if record.value is not None:
+                values[drawn] = record.value(strength)
+            if record.warp is not None:
+                rows = np.broadcast_arrays(*record.warp(strength, *size_px), strength.level)[:-1]
+                matrices[drawn, :2] = np.stack(rows, axis=-1).reshape(-1, 2, 3)
+        # From corners of pixels at whole numbers, as in Pillow, to centres.
+        matrices[..., :2, 2] += (matrices[..., :2, 0] + matrices[..., :2, 1] - 1) / 2
+        return values, matrices
 
 
 def fill_color(mean: Sequence[float]) -> tuple[int, int, int]:
@@ -221,55 +182,3 @@ def fill_color(mean: Sequence[float]) -> tuple[int, int, int]:
     """
     red, green, blue = (min(255, round(255 * channel)) for channel in mean)
     return red, green, blue
-
-
-def _parse_token(policy: str, token: str) -> tuple[str, float]:
-    where = f"auto-augment policy {policy!r}: token {token!r}"
-    if token.startswith("t"):
-        raise UserError(f"{where} names a transform set; only timm's default set is supported")
-    match = re.fullmatch(r"(mstd|mmax|inc|m|n|p)(\d.*)", token)
-    if match is None:
-        raise UserError(
-            f"{where} is not one of mN, nN, pF, mstdF, mmaxN, incN with a number (for uniform "
-            "magnitudes write mstd101)"
-        )
-    key, text = match.groups()
-    try:
-        number = float(text) if key in ("mstd", "p") else int(text)
-    except ValueError:
-        kind = "a number" if key in ("mstd", "p") else "a whole number"
-        raise UserError(f"{where} needs {kind} after {key!r}") from None
-    if key == "n" and number < 1:
-        raise UserError(f"{where} must leave one layer at least; leave the policy out for none")
-    if key == "p" and number > 1:
-        raise UserError(f"{where} must be a probability from 0 to 1")
-    return key, number
-
-
-def _is(draws: RandAugmentDraws, name: str) -> NDArray[np.bool_]:
-    return draws.operation == OPERATIONS.index(name)
-
-
-def _warp_matrices(draws: RandAugmentDraws, size_px: tuple[int, int]) -> NDArray[np.float64]:
-    """Return the matrices of the geometric operations: [batch, layers, 3, 3], else the identity.
-
-    Written for corners of pixels at whole numbers, as in Pillow, then moved to centres. Rotate
-    turns about the middle of the image, the shears keep the top-left corner where it is.
-    """
-    height_px, width_px = size_px
-    signed_level = draws.magnitude / FULL_MAGNITUDE * np.where(draws.negate, -1, 1)
-    radians = np.where(_is(draws, "Rotate"), -np.radians(signed_level * 30), 0)
-    cosine, sine = np.cos(radians), np.sin(radians)
-    matrices = np.zeros((*signed_level.shape, 3, 3))
-    matrices[..., 0, 0] = cosine
-    matrices[..., 0, 1] = sine + np.where(_is(draws, "ShearX"), signed_level * 0.3, 0)
-    matrices[..., 1, 0] = -sine + np.where(_is(draws, "ShearY"), signed_level * 0.3, 0)
-    matrices[..., 1, 1] = cosine
-    matrices[..., 2, 2] = 1
-    middle_x, middle_y = width_px / 2, height_px / 2
-    matrices[..., 0, 2] = middle_x - cosine * middle_x - sine * middle_y
-    matrices[..., 1, 2] = middle_y + sine * middle_x - cosine * middle_y
-    matrices[..., 0, 2] += np.where(_is(draws, "TranslateXRel"), signed_level * 0.45 * width_px, 0)
-    matrices[..., 1, 2] += np.where(_is(draws, "TranslateYRel"), signed_level * 0.45 * height_px, 0)
-    matrices[..., :2, 2] += (matrices[..., :2, 0] + matrices[..., :2, 1] - 1) / 2
-    return matrices

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
 from dali_rsb.dataset.image_list import ImageList, Source, image_list, without
 from dali_rsb.draws.crops import EvalGeometry
 from dali_rsb.draws.erasing import ErasingPolicy
@@ -26,7 +27,6 @@ from dali_rsb.dropin.epoch_loader import (
     resolve_device,
 )
 from dali_rsb.errors import UserError
-from dali_rsb.kernels.mix import IMAGENET_MEAN, IMAGENET_STD
 from dali_rsb.kernels.random_erasing import EraseMode
 from dali_rsb.loader.bad_images import BadImages, OnBadImage
 from pipelines.decoding import INTERPOLATIONS

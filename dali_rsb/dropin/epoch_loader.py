@@ -19,6 +19,7 @@ from nvidia.dali import Pipeline
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
+from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
 from dali_rsb.dataset.image_list import ImageList
 from dali_rsb.draws.crops import EvalGeometry
 from dali_rsb.draws.erasing import ErasingPolicy
@@ -27,7 +28,7 @@ from dali_rsb.draws.order import SEED_STRIDE, BatchLayout, EpochSampler, EvalLay
 from dali_rsb.draws.randaugment import fill_color
 from dali_rsb.draws.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError
-from dali_rsb.kernels.mix import IMAGENET_MEAN, IMAGENET_STD, normalize_mix
+from dali_rsb.kernels.mix import normalize_mix
 from dali_rsb.kernels.random_erasing import erase
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.builders import eval_graph, train_graph

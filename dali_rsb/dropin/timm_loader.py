@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
 from dali_rsb.dataset.image_list import images_of_samples
 from dali_rsb.draws.crops import EvalGeometry
 from dali_rsb.draws.erasing import ErasingPolicy
@@ -31,7 +32,6 @@ from dali_rsb.dropin.epoch_loader import (
     resolve_device,
 )
 from dali_rsb.errors import UserError
-from dali_rsb.kernels.mix import IMAGENET_MEAN, IMAGENET_STD
 from dali_rsb.loader.bad_images import BadImages
 from pipelines.decoding import INTERPOLATIONS
 

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from dali_rsb import config as cfg
+from dali_rsb.constants import PAIR_BLOCK
 from dali_rsb.dataset import DatasetIndex, check_same_classes, open_index
 from dali_rsb.dataset.digits import write_digits
 from dali_rsb.draws.crops import EvalGeometry
-from dali_rsb.draws.mixing import PAIR_BLOCK, MixPolicy
+from dali_rsb.draws.mixing import MixPolicy
 from dali_rsb.draws.order import BatchLayout, EvalLayout, plan_batches
 from dali_rsb.draws.randaugment import RandAugmentPolicy, fill_color
 from dali_rsb.draws.samples import EvalSamples, TrainSamples, TrainTransform

@@ -371,7 +371,7 @@ class Trainer:
             len(index.classes),
             layout.global_batch,
             layout.batch_per_device,
-            layout.num_processes,
+            layout.world_size,
             layout.accumulation,
             self.updates_per_epoch,
         )

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from dali_rsb.constants import PAIR_BLOCK
 from dali_rsb.draws.crops import CROP_UNIFORMS, EvalGeometry, random_resized_crop
-from dali_rsb.draws.mixing import PAIR_BLOCK, MixPolicy, cutmix_box
+from dali_rsb.draws.mixing import MixPolicy, cutmix_box
 from dali_rsb.draws.order import BatchLayout
 from dali_rsb.draws.philox import Stream, uniforms
 

@@ -10,13 +10,8 @@ from timm.data import auto_augment
 
 from dali_rsb.draws.randaugment import OPERATIONS, RandAugmentPolicy
 from dali_rsb.errors import UserError
-from pipelines.randaugment import (
-    Branch,
-    branch_input,
-    matrix_input,
-    randaugment_inputs,
-    value_input,
-)
+from pipelines.operands import Branch, branch_input, matrix_input, value_input
+from pipelines.randaugment import randaugment_inputs
 
 NUM_SAMPLES = 100_000
 MIN_P_VALUE = 0.001

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from benchmarks import optimizer as optimizer_benchmark
 from dali_rsb.config import load_config
-from dali_rsb.kernels.mix import IMAGENET_MEAN, IMAGENET_STD
+from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
 from dali_rsb.loader.loader import Batch, Mixing
 from dali_rsb.run.processes import Processes
 from dali_rsb.training.trainer import Trainer

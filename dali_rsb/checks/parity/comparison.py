@@ -17,6 +17,7 @@ from dali_rsb.checks.parity.pillow import apply_operation, crop_resize_flip, eva
 from dali_rsb.checks.parity.report import Limits, Stage
 from dali_rsb.dataset import DatasetIndex
 from dali_rsb.draws.crops import EvalGeometry
+from dali_rsb.draws.operations import RECORDS
 from dali_rsb.draws.order import BatchLayout, EvalLayout
 from dali_rsb.draws.philox import Stream, uniforms
 from dali_rsb.draws.randaugment import (
@@ -39,9 +40,9 @@ RESIZED = Limits(mean=0.3, within_2=0.995)
 POINT_OR_BLEND = Limits(largest=1, mean=0.02)
 GEOMETRIC = Limits(mean=0.6, within_2=0.99)
 
-WARPS = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
-WITHOUT_MAGNITUDE = ("AutoContrast", "Equalize", "Invert")
-WITHOUT_DIRECTION = (*WITHOUT_MAGNITUDE, "Posterize", "Solarize", "SolarizeAdd")
+WARPS = tuple(record.name for record in RECORDS if record.warp is not None)
+WITHOUT_MAGNITUDE = tuple(record.name for record in RECORDS if not record.has_magnitude)
+WITHOUT_DIRECTION = tuple(record.name for record in RECORDS if not record.has_direction)
 MAGNITUDES = (0.5, 3.0, 6.3, 7.0, 10.0)
 
 POLICY_NAME = "rand-m7-mstd0.5-inc1"  # of the recipes A1 and A2
