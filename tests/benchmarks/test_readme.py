@@ -7,8 +7,10 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import tables
+from dali_rsb.checks.machine.storage import CPU_RATE
 
-README = tables.README.read_text()
+README_PATH = tables.README
+README = README_PATH.read_text()
 
 
 def test_tables_are_those_of_the_committed_results():
@@ -20,6 +22,27 @@ def test_tables_are_those_of_the_committed_results():
 )
 def test_files_it_names_exist(path):
     assert (ROOT / path).exists()
+
+
+def test_the_doctor_expects_the_rate_that_was_measured():
+    rates = re.findall(r"^\| dali_rsb \| (\d+) ", README, re.MULTILINE)
+    assert f"{2 * CPU_RATE:.0f}" == rates[0]
+
+
+@pytest.mark.parametrize("path", sorted([README_PATH, *ROOT.glob("*/*.md")]), ids=lambda p: p.name)
+def test_tables_have_as_many_cells_in_every_row(path):
+    tables_of_page = re.findall(r"(?:^\|.*\|\n)+", path.read_text(), re.MULTILINE)
+    for table in tables_of_page:
+        cells = {row.count("|") - row.count("\\|") for row in table.splitlines()}
+        assert len(cells) == 1, table
+
+
+def test_the_page_on_parity_holds_the_committed_results():
+    page = (ROOT / "docs/parity.md").read_text()
+    results = json.loads((ROOT / "benchmarks/results/parity_cpu.json").read_text())
+    for stage in results["stages"]:
+        row = f"| {stage['stage']} | {stage['largest']} | {stage['mean']:.3f} |"
+        assert row in page
 
 
 WHERE = {

@@ -17,8 +17,8 @@ CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
-# NVIDIA's MLPerf runs give DALI 6 threads a GPU where engines decode; without engines a V100 wants
-# as many for the Huffman stage.
+# Fewer than this are a problem whatever decodes: NVIDIA's MLPerf runs give DALI 6 threads a GPU
+# where engines decode, and a V100, which has none, wants as many for the Huffman stage.
 CPUS_PER_GPU = 4
 # Shards are memory-mapped, a file descriptor each, and so are a loader's batches of files.
 OPEN_FILES = 4096

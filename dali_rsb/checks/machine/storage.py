@@ -28,8 +28,8 @@ IMAGE_BYTES = 114_660  # mean of ImageNet's training images
 # Images/s that a GPU trains ResNet-50 on with A3 (160 px), by compute capability: V100 from RSB's
 # 15 hours on 4 of them, A100 FFCV's 3,518, H100 NVIDIA's MLPerf 7,054 (at 224 px).
 GPU_RATES = {(7, 0): 600.0, (8, 0): 3500.0, (9, 0): 7000.0}
-# Without a GPU the CPUs decode; 1,006 images/s on two of them were measured (README).
-CPU_RATE = 500.0
+# Of one CPU, where CPUs decode: half of what two of them were measured at (README, "Results").
+CPU_RATE = 627.0
 
 
 @dataclass(frozen=True)
