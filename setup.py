@@ -43,6 +43,7 @@ setup(
             "pytest>=8",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",
+            "jsonschema>=4.20",
             "ruff>=0.9",
             "import-linter>=2.1",
             "mypy>=1.14",

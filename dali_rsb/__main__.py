@@ -15,6 +15,8 @@ COMMANDS = {
     "tune": "find the loader's fastest settings for this machine and these images",
     "pack": "put a dataset into a few large tar files",
     "doctor": "check this machine: driver, builds, decoders, CPUs, storage",
+    "help": "the keys of a configuration and what they mean",
+    "diff": "in which keys two configurations, runs or recipes differ",
     "parity": "compare the pixels with Pillow's and timm's, on your own images",
 }
 
