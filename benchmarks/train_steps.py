@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from benchmarks.report import NotInstalledError
 from dali_rsb.config import Config, override_config
@@ -94,7 +95,7 @@ class _PeerStep(Step):
         batch = device_batch(config, processes)
         self.accumulation = config.optimizer.batch_size // batch
         self.precision: Precision = choose_precision(config.run.amp, device)
-        self.scaler = self.precision.scaler()
+        self.scaler = GradScaler(device.type, enabled=self.precision.dtype == torch.float16)
         self.model: nn.Module
         self.optimizer: torch.optim.Optimizer
 

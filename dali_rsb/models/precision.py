@@ -1,4 +1,4 @@
-"""Mixed precision: which half type a device gets, its autocast context and its loss scaler."""
+"""Mixed precision: which half type a device gets, and its autocast context."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch.amp.grad_scaler import GradScaler
 
 from dali_rsb.errors import UserError
 
@@ -27,10 +26,6 @@ class Precision:
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
-
-    def scaler(self) -> GradScaler:
-        """The loss scaler: float16 needs one, elsewhere it passes everything through."""
-        return GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
 
 def choose_precision(amp: str, device: torch.device) -> Precision:
