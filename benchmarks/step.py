@@ -50,7 +50,7 @@ from benchmarks.train_steps import (
 from dali_rsb.config import Config, load_config
 from dali_rsb.draws.mixing import MixPolicy
 from dali_rsb.errors import UserError, run_command
-from dali_rsb.loader.loader import Batch
+from dali_rsb.loader.batch import Batch
 from dali_rsb.run.processes import Processes
 from dali_rsb.system.cpus import available_cpus
 from dali_rsb.training.assembly import device_batch

@@ -23,7 +23,7 @@ from benchmarks.report import NotInstalledError
 from dali_rsb.config import Config, override_config
 from dali_rsb.draws.mixing import MixDraws, MixPolicy
 from dali_rsb.kernels.mix import normalize_mix
-from dali_rsb.loader.loader import Batch, Mixing
+from dali_rsb.loader.batch import Batch, BatchMixing
 from dali_rsb.models.precision import Precision, choose_precision
 from dali_rsb.run.processes import Processes
 from dali_rsb.training.assembly import build_model, device_batch
@@ -61,20 +61,15 @@ class OurStep(Step):
         self.accumulation = trainer.samples.layout.accumulation
 
     def mix(self, batch: Batch) -> Any:
-        data, mixing = self._trainer.config.data, batch.mixing
-        dtype = self._trainer.precision.input_dtype
-        if mixing is None:
-            images = normalize_mix(batch.images, data.mean, data.std, dtype)
-            ones = torch.ones_like(batch.labels, dtype=torch.float32)
-            return images, batch.labels, batch.labels, ones
-        drawn = (mixing.partner, mixing.pixel_lam, mixing.box)
-        images = normalize_mix(batch.images, data.mean, data.std, dtype, *drawn)
-        return images, batch.labels, batch.labels[mixing.partner], mixing.lam
+        data = self._trainer.config.data
+        return batch.mixed(data.mean, data.std, self._trainer.precision.input_dtype)
 
     def loss(self, mixed: Any) -> Tensor:
-        images, *targets = mixed
         with self._trainer.precision.autocast():
-            loss: Tensor = self._step.criterion(self._step.model(images), *targets)
+            logits = self._step.model(mixed.images)
+            loss: Tensor = self._step.criterion(
+                logits, mixed.labels, mixed.partner_labels, mixed.lam
+            )
         return loss
 
     def update(self, batches: Iterator[Batch]) -> None:
@@ -253,8 +248,8 @@ def synthetic_batches(
     return batches
 
 
-def _to_device(draws: MixDraws, device: torch.device) -> Mixing:
-    return Mixing(
+def _to_device(draws: MixDraws, device: torch.device) -> BatchMixing:
+    return BatchMixing(
         *(
             torch.from_numpy(values).to(device)
             for values in (draws.partner, draws.pixel_lam, draws.box, draws.lam)

@@ -18,11 +18,11 @@ from dali_rsb.draws.randaugment import RandAugmentPolicy
 from dali_rsb.draws.samples import TrainTransform
 from dali_rsb.dropin.epoch_loader import (
     EpochLoader,
-    Evaluation,
+    EvalPreprocessing,
     Output,
-    Placement,
     Resources,
-    Training,
+    TrainPreprocessing,
+    World,
     default_threads,
     resolve_device,
 )
@@ -149,14 +149,14 @@ class DaliLoader(EpochLoader):
         _check(interpolation in names, f"interpolation={interpolation!r} is not one of {names}")
 
         images = without(image_list(root, cache_dir), exclude)
-        current = Placement.current()
-        placement = Placement(
-            current.num_replicas if num_replicas is None else num_replicas,
+        current = World.current()
+        world = World(
+            current.size if num_replicas is None else num_replicas,
             current.rank if rank is None else rank,
         )
-        process: Training | Evaluation
+        preprocessing: TrainPreprocessing | EvalPreprocessing
         if train:
-            process = Training(
+            preprocessing = TrainPreprocessing(
                 TrainTransform(
                     size_px,
                     scale,
@@ -164,7 +164,7 @@ class DaliLoader(EpochLoader):
                     hflip,
                     interpolation,
                     None if randaugment is None else RandAugmentPolicy.parse(randaugment),
-                    "shared" if (repeats or 1) > placement.num_replicas else "roi",
+                    "shared" if (repeats or 1) > world.size else "roi",
                 ),
                 MixPolicy(mixup, cutmix, partners="ends") if mixes else None,
                 ErasingPolicy(random_erasing, erase_mode) if erases else None,
@@ -174,22 +174,22 @@ class DaliLoader(EpochLoader):
         else:
             if resize_px is not None:
                 crop_ratio = size_px / (resize_px + 0.5)  # which rounds down to resize_px
-            process = Evaluation(EvalGeometry(size_px, crop_ratio), interpolation)
+            preprocessing = EvalPreprocessing(EvalGeometry(size_px, crop_ratio), interpolation)
         if sampler is None:
             sampler = EpochSampler(
                 len(images),
                 shuffle=train if shuffle is None else shuffle,
                 repeats=repeats,
                 seed=seed,
-                num_replicas=placement.num_replicas,
-                rank=placement.rank,
+                num_replicas=world.size,
+                rank=world.rank,
             )
         super().__init__(
             images,
             batch_size,
             sampler,
             train if drop_last is None else drop_last,
-            process,
+            preprocessing,
             Output(dtype, mean, std, channels_last),
             Resources(
                 resolve_device(device), num_threads or default_threads(), prefetch, hw_decoder_load
@@ -200,7 +200,7 @@ class DaliLoader(EpochLoader):
                 max_bad_fraction,
             ),
             seed,
-            placement,
+            world,
         )
 
     def __enter__(self) -> DaliLoader:

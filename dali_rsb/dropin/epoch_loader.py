@@ -8,7 +8,7 @@ import itertools
 import os
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -28,21 +28,21 @@ from dali_rsb.draws.order import SEED_STRIDE, BatchLayout, EpochSampler, EvalLay
 from dali_rsb.draws.randaugment import fill_color
 from dali_rsb.draws.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError
-from dali_rsb.kernels.mix import normalize_mix
 from dali_rsb.kernels.random_erasing import erase
+from dali_rsb.kernels.targets import dense_target
 from dali_rsb.loader.bad_images import BadImages
+from dali_rsb.loader.batch import Batch, MixedBatch
 from dali_rsb.loader.builders import eval_graph, train_graph
 from dali_rsb.loader.executor import Division
-from dali_rsb.loader.loader import Batch, Loader
+from dali_rsb.loader.loader import Loader
 from dali_rsb.system.cpus import threads_per_process
-from dali_rsb.training.losses import dense_target
 from pipelines.inputs import ImageSource
 
 Batches = Generator[tuple[Tensor, Tensor], None, None]
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainPreprocessing:
     """What a training loader does to images. With `mixing`, targets are rows of `num_classes`."""
 
     transform: TrainTransform
@@ -53,7 +53,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvalPreprocessing:
     """What an evaluation loader does to images."""
 
     geometry: EvalGeometry
@@ -86,14 +86,14 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Placement:
+class World:
     """This process among those that share an epoch."""
 
-    num_replicas: int = 1
+    size: int = 1
     rank: int = 0
 
     @classmethod
-    def current(cls) -> Placement:
+    def current(cls) -> World:
         """From torch.distributed if it is initialised."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_world_size(), dist.get_rank())
@@ -113,12 +113,12 @@ class EpochLoader:
         sampler: indices of this process for one epoch. Those with a length are read when an epoch
             begins, with torch's random numbers seeded by (seed, epoch); others as they are needed.
         drop_last: leave out a last batch that is not full.
-        process: what is done to the images.
+        preprocessing: what is done to the images.
         output: what the images are returned as.
         resources: device and threads.
         bad_images: what to do about images that cannot be decoded.
         seed: of all draws, 0 <= seed < 2**63.
-        placement: this process among all; sharing indices out is the sampler's work.
+        world: this process among all; sharing indices out is the sampler's work.
 
     Raises:
         UserError: there is not one batch.
@@ -130,24 +130,24 @@ class EpochLoader:
         batch_size: int,
         sampler: Iterable[int],
         drop_last: bool,
-        process: Training | Evaluation,
+        preprocessing: TrainPreprocessing | EvalPreprocessing,
         output: Output,
         resources: Resources,
         bad_images: BadImages,
         seed: int,
-        placement: Placement,
+        world: World,
     ) -> None:
         self.dataset: Any = images
         self.batch_size = batch_size
         self.sampler: Any = sampler
         self.drop_last = drop_last
         self._images = images
-        self._process = process
+        self._preprocessing = preprocessing
         self._output = output
         self._resources = resources
         self._bad_images = bad_images
         self._seed = seed
-        self._placement = placement
+        self._world = world
         self._next_epoch = 0
         self._resume_at: tuple[int, int] | None = None
         self._position: tuple[int, int] | None = None  # of the pass that was last advanced
@@ -203,7 +203,7 @@ class EpochLoader:
         """
         underway = self._position is not None and not self._is_last(self._position[1])
         epoch, position = (self._position if underway else self._resume_at) or (self._epoch, 0)
-        samples = position * self._placement.num_replicas
+        samples = position * self._world.size
         state: dict[str, Any] = {"epoch": epoch, "num_samples": samples, "seed": self._seed}
         if isinstance(self.sampler, EpochSampler):
             return state
@@ -222,7 +222,7 @@ class EpochLoader:
             )
         self.set_epoch(state["epoch"])
         self._position = None
-        self._resume_at = (state["epoch"], state["num_samples"] // self._placement.num_replicas)
+        self._resume_at = (state["epoch"], state["num_samples"] // self._world.size)
         if "sampler_epoch" in state:
             self.sampler.set_epoch(state["sampler_epoch"])
         if "sampler_generator" in state:
@@ -318,73 +318,71 @@ class EpochLoader:
     def _specs(
         self, epoch: int, first: int, indices: np.ndarray | Iterator[int]
     ) -> Iterator[BatchSpec]:
-        replicas, rank = self._placement.num_replicas, self._placement.rank
+        world_size, rank = self._world.size, self._world.rank
         start = first
         for chunk in _chunks(indices, first, self.batch_size):
             if self.drop_last and len(chunk) < self.batch_size:
                 return
             end = start + len(chunk)
-            positions = range(start * replicas + rank, end * replicas, replicas)
+            positions = range(start * world_size + rank, end * world_size, world_size)
             yield BatchSpec(self._images.rows[chunk], len(chunk), epoch, positions)
             start = end
 
     def _finish(self, batch: Batch, spec: BatchSpec, mixes: bool) -> tuple[Tensor, Tensor]:
         """Normalise, mix and erase; and make the targets."""
-        process, output = self._process, self._output
+        preprocessing, output = self._preprocessing, self._output
         if output.dtype == torch.uint8:
-            images = batch.images.permute(0, 3, 1, 2)
+            images, targets = batch.images.permute(0, 3, 1, 2), batch.labels
         else:
-            mixing = batch.mixing if mixes else None
-            images = normalize_mix(
-                batch.images,
-                output.mean,
-                output.std,
-                output.dtype,
-                None if mixing is None else mixing.partner,
-                None if mixing is None else mixing.pixel_lam,
-                None if mixing is None else mixing.box,
-            )
-        if isinstance(process, Training) and process.erasing is not None:
-            self._erase(images, process, spec)
+            if not mixes:
+                batch = replace(batch, mixing=None)
+            mixed = batch.mixed(output.mean, output.std, output.dtype)
+            images, targets = mixed.images, self._targets(mixed)
+        if isinstance(preprocessing, TrainPreprocessing) and preprocessing.erasing is not None:
+            self._erase(images, preprocessing, spec)
         if not output.channels_last:
             images = images.contiguous()
-        return images, self._targets(batch, mixes)
+        return images, targets
 
-    def _erase(self, images: Tensor, process: Training, spec: BatchSpec) -> None:
-        assert process.erasing is not None
-        size_px = process.transform.size_px
-        draws = process.erasing.draw(self._seed, spec.epoch, spec.positions, size_px)
+    def _erase(self, images: Tensor, preprocessing: TrainPreprocessing, spec: BatchSpec) -> None:
+        assert preprocessing.erasing is not None
+        size_px = preprocessing.transform.size_px
+        draws = preprocessing.erasing.draw(self._seed, spec.epoch, spec.positions, size_px)
         words = np.random.SeedSequence([self._seed, spec.epoch, spec.positions.start])
         noise_seed = int(words.generate_state(1, np.uint64)[0] >> np.uint64(1))
-        erase(images, draws.rows, draws.boxes, process.erasing.mode, noise_seed)
+        erase(images, draws.rows, draws.boxes, preprocessing.erasing.mode, noise_seed)
 
-    def _targets(self, batch: Batch, mixes: bool) -> Tensor:
-        process, labels = self._process, batch.labels
-        if not isinstance(process, Training) or process.mixing is None:
-            return labels
-        assert batch.mixing is not None
-        partner_labels, lam = labels[batch.mixing.partner], batch.mixing.lam
-        if not mixes:
-            lam = torch.ones_like(lam)
+    def _targets(self, mixed: MixedBatch) -> Tensor:
+        preprocessing = self._preprocessing
+        if not isinstance(preprocessing, TrainPreprocessing) or preprocessing.mixing is None:
+            return mixed.labels
         return dense_target(
-            labels, partner_labels, lam, process.num_classes, process.label_smoothing
+            mixed.labels,
+            mixed.partner_labels,
+            mixed.lam,
+            preprocessing.num_classes,
+            preprocessing.label_smoothing,
         )
 
     def _new_loader(self) -> Loader:
-        index, process, resources = self._images.index, self._process, self._resources
-        replicas, rank = self._placement.num_replicas, self._placement.rank
+        index, preprocessing, resources = self._images.index, self._preprocessing, self._resources
+        world_size, rank = self._world.size, self._world.rank
         samples: TrainSamples | EvalSamples
-        if isinstance(process, Training):
-            global_batch = self.batch_size * replicas
-            layout = BatchLayout(global_batch, self.batch_size, replicas, rank, "spread")
+        if isinstance(preprocessing, TrainPreprocessing):
+            global_batch = self.batch_size * world_size
+            layout = BatchLayout(global_batch, self.batch_size, world_size, rank, "spread")
             samples = TrainSamples(
-                index, layout, process.transform, process.mixing, seed=self._seed
+                index, layout, preprocessing.transform, preprocessing.mixing, seed=self._seed
             )
         else:
-            samples = EvalSamples(index, EvalLayout(len(index), self.batch_size), process.geometry)
+            samples = EvalSamples(
+                index, EvalLayout(len(index), self.batch_size), preprocessing.geometry
+            )
         # Nothing that refers to this loader: in a cycle, pipelines would wait for the garbage
         # collector.
-        build = _graph(process, resources, self.batch_size, self._output.mean, index.image_source)
+        build = _graph(
+            preprocessing, resources, self.batch_size, self._output.mean, index.image_source
+        )
         division = resources.division
         return Loader(
             samples,
@@ -427,7 +425,7 @@ def default_threads() -> int:
 
 
 def _graph(
-    process: Training | Evaluation,
+    preprocessing: TrainPreprocessing | EvalPreprocessing,
     resources: Resources,
     batch_size: int,
     mean: tuple[float, float, float],
@@ -441,9 +439,9 @@ def _graph(
         "hw_decoder_load": resources.hw_decoder_load,
         "source": source,
     }
-    if isinstance(process, Training):
-        return train_graph(process.transform, fill=fill_color(mean), **options)
-    return eval_graph(process.geometry.size_px, process.interpolation, **options)
+    if isinstance(preprocessing, TrainPreprocessing):
+        return train_graph(preprocessing.transform, fill=fill_color(mean), **options)
+    return eval_graph(preprocessing.geometry.size_px, preprocessing.interpolation, **options)
 
 
 def _state_of(sampler: Any) -> dict[str, Any]:

@@ -24,11 +24,11 @@ from dali_rsb.draws.randaugment import RandAugmentPolicy
 from dali_rsb.draws.samples import TrainTransform
 from dali_rsb.dropin.epoch_loader import (
     EpochLoader,
-    Evaluation,
+    EvalPreprocessing,
     Output,
-    Placement,
     Resources,
-    Training,
+    TrainPreprocessing,
+    World,
     resolve_device,
 )
 from dali_rsb.errors import UserError
@@ -135,16 +135,18 @@ class TimmLoader(EpochLoader):
         batch_size, device = given["batch_size"], resolve_device(given["device"])
         if distributed and not (dist.is_available() and dist.is_initialized()):
             raise UserError("distributed=True, but there is no process group; create it first")
-        placement = Placement.current() if distributed else Placement()
+        world = World.current() if distributed else World()
         samples = _samples(given["dataset"])
         assert samples is not None
         images = images_of_samples(*samples)
-        process = _training(given, placement) if is_training else _evaluation(given)
+        preprocessing = _training(given, world) if is_training else _evaluation(given)
         self.img_dtype: torch.dtype = (
             torch.float16 if given["fp16"] else given["img_dtype"] or torch.float32
         )
         self.collate_fn = given["collate_fn"]
-        self.random_erasing = process.erasing if isinstance(process, Training) else None
+        self.random_erasing = (
+            preprocessing.erasing if isinstance(preprocessing, TrainPreprocessing) else None
+        )
         mean, std = tuple(given["mean"]), tuple(given["std"])
         self.mean, self.std = (self._of_pixels(values, device) for values in (mean, std))
         # Processes must agree on the order: it is then that of torch's DistributedSampler.
@@ -154,20 +156,20 @@ class TimmLoader(EpochLoader):
             shuffle=is_training,
             repeats=given["num_aug_repeats"] or None,
             seed=0 if distributed else seed,
-            num_replicas=placement.num_replicas,
-            rank=placement.rank,
+            num_replicas=world.size,
+            rank=world.rank,
         )
         super().__init__(
             images,
             batch_size,
             sampler,
             is_training,
-            process,
+            preprocessing,
             Output(self.img_dtype, mean, std, channels_last=False),
             Resources(device, max(1, given["num_workers"])),
             BadImages(images.index, "substitute", max_fraction=1.0),
             seed,
-            placement,
+            world,
         )
         self.dataset = given["dataset"]
 
@@ -277,7 +279,7 @@ def _set_transform(dataset: Any, given: Mapping[str, Any]) -> None:
     dataset.transform = create_transform(**arguments, re_num_splits=_num_splits(given))
 
 
-def _training(given: Mapping[str, Any], placement: Placement) -> Training:
+def _training(given: Mapping[str, Any], world: World) -> TrainPreprocessing:
     side, policy, mixup = _side(given["input_size"]), given["auto_augment"], given["collate_fn"]
     assert side is not None
     transform = TrainTransform(
@@ -287,7 +289,7 @@ def _training(given: Mapping[str, Any], placement: Placement) -> Training:
         hflip=given["hflip"],
         interpolation=given["interpolation"],
         randaugment=RandAugmentPolicy.parse(policy) if policy else None,
-        decode_mode="shared" if given["num_aug_repeats"] > placement.num_replicas else "roi",
+        decode_mode="shared" if given["num_aug_repeats"] > world.size else "roi",
         vflip=given["vflip"],
     )
     erasing = None
@@ -296,7 +298,7 @@ def _training(given: Mapping[str, Any], placement: Placement) -> Training:
             given["re_prob"], given["re_mode"], given["re_count"], _num_splits(given)
         )
     if mixup is None:
-        return Training(transform, erasing=erasing)
+        return TrainPreprocessing(transform, erasing=erasing)
     if given["batch_size"] % 2:
         raise UserError(f"batch_size={given['batch_size']} must be even to mix images in pairs")
     mixing = MixPolicy(
@@ -308,14 +310,14 @@ def _training(given: Mapping[str, Any], placement: Placement) -> Training:
         cutmix_minmax=None if mixup.cutmix_minmax is None else tuple(mixup.cutmix_minmax),
         partners="ends",
     )
-    return Training(transform, mixing, erasing, mixup.num_classes, mixup.label_smoothing)
+    return TrainPreprocessing(transform, mixing, erasing, mixup.num_classes, mixup.label_smoothing)
 
 
-def _evaluation(given: Mapping[str, Any]) -> Evaluation:
+def _evaluation(given: Mapping[str, Any]) -> EvalPreprocessing:
     side = _side(given["input_size"])
     assert side is not None
     geometry = EvalGeometry(side, given["crop_pct"] or DEFAULT_CROP_PCT)
-    return Evaluation(geometry, given["interpolation"])
+    return EvalPreprocessing(geometry, given["interpolation"])
 
 
 def _samples(dataset: Any) -> tuple[Sequence[tuple[str, int]], str] | None:

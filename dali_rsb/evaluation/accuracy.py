@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dali_rsb.kernels.mix import normalize_mix
-from dali_rsb.loader.loader import Batch
+from dali_rsb.loader.batch import Batch
 from dali_rsb.models.precision import Precision
 from dali_rsb.run.processes import Processes
 

@@ -18,37 +18,11 @@ from torch import Tensor
 from dali_rsb.draws.mixing import MixDraws
 from dali_rsb.draws.samples import BatchSpec, PreparedRun, joined_indices, replace_indices
 from dali_rsb.loader.bad_images import BadImages
+from dali_rsb.loader.batch import Batch, BatchMixing
 from dali_rsb.loader.builders import device_id
 from dali_rsb.loader.executor import TakingTurns
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Mixing:
-    """A batch's mixing on the device; see `dali_rsb.draws.mixing.MixDraws` for the fields."""
-
-    partner: Tensor  # int64 [B]
-    pixel_lam: Tensor  # float32 [B]
-    box: Tensor  # int32 [B, 4]
-    lam: Tensor  # float32 [B]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One device batch.
-
-    Attributes:
-        images: uint8 [B, H, W, 3], contiguous; no later batch overwrites them.
-        labels: int64 [B].
-        num_valid: rows from here on are padding (evaluation only).
-        mixing: who mixes with whom, or None.
-    """
-
-    images: Tensor
-    labels: Tensor
-    num_valid: int
-    mixing: Mixing | None = None
 
 
 class Samples(Protocol):
@@ -170,10 +144,10 @@ class Loader:
         for spec, mix, (part, of_part) in zip(run.specs, run.prepared.mixes, parts, strict=True):
             yield Batch(part, of_part, spec.num_valid, self._mixing(mix))
 
-    def _mixing(self, mix: MixDraws | None) -> Mixing | None:
+    def _mixing(self, mix: MixDraws | None) -> BatchMixing | None:
         if mix is None:
             return None
-        return Mixing(
+        return BatchMixing(
             partner=self._to_device(mix.partner),
             pixel_lam=self._to_device(mix.pixel_lam),
             box=self._to_device(mix.box),

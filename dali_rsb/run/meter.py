@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dali_rsb.loader.loader import Batch
+from dali_rsb.loader.batch import Batch
 from dali_rsb.run.processes import Processes
 
 

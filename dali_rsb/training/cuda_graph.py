@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-
-from dali_rsb.loader.loader import Batch, Mixing
 
 # cuDNN chooses its algorithms and libraries take their workspaces in the first calls; PyTorch's
 # notes on CUDA graphs ask for three before a capture.
 WARM_UP_CALLS = 3
 
-Function = Callable[[Batch], Tensor]
+BatchT = TypeVar("BatchT")  # a dataclass of tensors
 
 
 class Recorder(Protocol):
     """Makes a call that can be made again without the host."""
 
-    def warm_up(self, function: Function, batch: Batch) -> Tensor:
+    def warm_up(self, function: Callable[[BatchT], Tensor], batch: BatchT) -> Tensor:
         """Make an ordinary call, and return what the function does."""
         ...
 
-    def record(self, function: Function, batch: Batch) -> tuple[Tensor, Callable[[], None]]:
+    def record(
+        self, function: Callable[[BatchT], Tensor], batch: BatchT
+    ) -> tuple[Tensor, Callable[[], None]]:
         """Record a call without making it.
 
         Returns:
@@ -46,7 +46,7 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
 
-    def warm_up(self, function: Function, batch: Batch) -> Tensor:
+    def warm_up(self, function: Callable[[BatchT], Tensor], batch: BatchT) -> Tensor:
         # On the stream that captures: gradients remember the stream they first came from.
         caller = torch.cuda.current_stream()
         self._stream.wait_stream(caller)
@@ -55,7 +55,9 @@ class CudaRecorder:
         caller.wait_stream(self._stream)
         return result
 
-    def record(self, function: Function, batch: Batch) -> tuple[Tensor, Callable[[], None]]:
+    def record(
+        self, function: Callable[[BatchT], Tensor], batch: BatchT
+    ) -> tuple[Tensor, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
         # DALI's threads allocate and query events meanwhile: only this thread's calls may not.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
@@ -64,35 +66,36 @@ class CudaRecorder:
 
 
 @dataclass(frozen=True)
-class _Recording:
+class _Recording(Generic[BatchT]):
     """A recorded call: what it reads, what it returns, and how to make it."""
 
-    inputs: Batch
+    inputs: BatchT
     result: Tensor
     replay: Callable[[], None]
 
 
-class StepGraph:
+class StepGraph(Generic[BatchT]):
     """Calls a function of a batch, and from its fourth call on replays what was recorded.
 
-    The recording reads copies of the batch at fixed addresses and adds to the gradients where they
-    lie, so whoever zeroes them must keep the tensors (`zero_grad(set_to_none=False)`). Batches with
-    and without mixing, and batches of other shapes, have a recording each. Dropout and stochastic
-    depth follow the generator's seed at the time of a replay.
+    A batch is a dataclass of tensors, perhaps in dataclasses of their own. The recording reads
+    copies of them at fixed addresses and adds to the gradients where they lie, so whoever zeroes
+    the gradients must keep the tensors (`zero_grad(set_to_none=False)`). Batches with other tensors
+    or shapes have a recording each. Dropout and stochastic depth follow the generator's seed at the
+    time of a replay.
 
     Args:
-        function: mixing, forward pass, loss and backward pass of a batch; returns the loss. It
-            must not wait for the device, and must do the same work for every batch of one shape.
+        function: forward pass, loss and backward pass of a batch; returns the loss. It must not
+            wait for the device, and must do the same work for every batch of one shape.
         recorder: `CudaRecorder`, on a GPU.
     """
 
-    def __init__(self, function: Function, recorder: Recorder) -> None:
+    def __init__(self, function: Callable[[BatchT], Tensor], recorder: Recorder) -> None:
         self._function = function
         self._recorder = recorder
         self._calls: Counter[tuple[torch.Size, ...]] = Counter()
-        self._recordings: dict[tuple[torch.Size, ...], _Recording] = {}
+        self._recordings: dict[tuple[torch.Size, ...], _Recording[BatchT]] = {}
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, batch: BatchT) -> Tensor:
         """Make the call; the result is overwritten by the next one."""
         kind = tuple(tensor.shape for tensor in _tensors(batch))
         if self._calls[kind] < WARM_UP_CALLS:
@@ -110,13 +113,19 @@ class StepGraph:
         return recording.result
 
 
-def _tensors(batch: Batch) -> list[Tensor]:
-    mixing = [] if batch.mixing is None else [getattr(batch.mixing, f.name) for f in fields(Mixing)]
-    return [batch.images, batch.labels, *mixing]
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors of a batch, in the order of its fields."""
+    if isinstance(value, Tensor):
+        return [value]
+    if not is_dataclass(value):
+        return []
+    return [tensor for f in fields(value) for tensor in _tensors(getattr(value, f.name))]
 
 
-def _copy(batch: Batch) -> Batch:
-    mixing = batch.mixing
-    if mixing is not None:
-        mixing = Mixing(*(getattr(mixing, f.name).clone() for f in fields(Mixing)))
-    return replace(batch, images=batch.images.clone(), labels=batch.labels.clone(), mixing=mixing)
+def _copy(value: Any) -> Any:
+    """A batch with copies of its tensors."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return replace(value, **{f.name: _copy(getattr(value, f.name)) for f in fields(value)})

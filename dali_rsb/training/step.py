@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dali_rsb.kernels.mix import normalize_mix
-from dali_rsb.loader.loader import Batch
+from dali_rsb.loader.batch import Batch, MixedBatch
 from dali_rsb.models.precision import Precision
 from dali_rsb.optim import Lamb, LossScaler, ModelEma
 from dali_rsb.run.checkpoint import load_into
@@ -89,7 +88,7 @@ class TrainStep:
             model.compile(dynamic=False)
         self._forward = self._distribute(model)
         self._keeps_gradients = cuda_graph
-        self._micro_batch: Callable[[Batch], Tensor] = self._backward
+        self._micro_batch: Callable[[MixedBatch], Tensor] = self._backward
         if cuda_graph:
             self._micro_batch = StepGraph(self._backward, CudaRecorder(processes.device))
 
@@ -103,7 +102,7 @@ class TrainStep:
         self._norm_statistics.save()
         losses = torch.zeros((), device=self._processes.device)
         for micro_batch in range(self._accumulation):
-            batch = next(batches)
+            batch = self._mixed(next(batches))
             with self._gradient_exchange(micro_batch == self._accumulation - 1):
                 losses += self._micro_batch(batch)
         if self.ema is not None:
@@ -172,24 +171,19 @@ class TrainStep:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
-    def _backward(self, batch: Batch) -> Tensor:
+    def _mixed(self, batch: Batch) -> MixedBatch:
+        return batch.mixed(self._mean, self._std, self._precision.input_dtype)
+
+    def _backward(self, batch: MixedBatch) -> Tensor:
         """Add the gradients of a micro-batch; returns its share of the update's loss."""
         loss = self._loss(batch) / self._accumulation
         self.scaler.scale(loss).backward()
         return loss.detach()
 
-    def _loss(self, batch: Batch) -> Tensor:
-        mixing, labels = batch.mixing, batch.labels
-        normalization = (self._mean, self._std, self._precision.input_dtype)
-        if mixing is None:
-            images = normalize_mix(batch.images, *normalization)
-            partner_labels, lam = labels, torch.ones_like(labels, dtype=torch.float32)
-        else:
-            drawn = (mixing.partner, mixing.pixel_lam, mixing.box)
-            images = normalize_mix(batch.images, *normalization, *drawn)
-            partner_labels, lam = labels[mixing.partner], mixing.lam
+    def _loss(self, batch: MixedBatch) -> Tensor:
         with self._autocast:
-            loss: Tensor = self.criterion(self._forward(images), labels, partner_labels, lam)
+            logits = self._forward(batch.images)
+            loss: Tensor = self.criterion(logits, batch.labels, batch.partner_labels, batch.lam)
         return loss
 
     def _distribute(self, model: nn.Module) -> nn.Module:

@@ -10,7 +10,8 @@ from timm.loss import BinaryCrossEntropy
 
 from dali_rsb.kernels import bce, bce_triton
 from dali_rsb.kernels.bce import mixed_bce_plain
-from dali_rsb.training.losses import MixedBinaryCrossEntropy, dense_target
+from dali_rsb.kernels.targets import dense_target
+from dali_rsb.training.losses import MixedBinaryCrossEntropy
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LOSS_SCALE = 65536.0  # with which GradScaler starts; more than float16 holds

@@ -8,7 +8,7 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from dali_rsb.loader.loader import Batch, Mixing
+from dali_rsb.loader.batch import Batch, BatchMixing
 from dali_rsb.models import create_model
 from dali_rsb.models.precision import Precision
 from dali_rsb.optim import Lamb, ModelEma, create_optimizer, param_groups
@@ -128,7 +128,7 @@ def make_batch(size=32):
         images=torch.randint(0, 256, (size, 64, 64, 3), generator=generator, **on_device).byte(),
         labels=torch.randint(0, 1000, (size,), generator=generator, **on_device),
         num_valid=size,
-        mixing=Mixing(
+        mixing=BatchMixing(
             partner=torch.arange(size - 1, -1, -1, **on_device),
             pixel_lam=torch.full((size,), 0.3, **on_device),
             box=torch.zeros((size, 4), dtype=torch.int32, **on_device),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dali_rsb.evaluation.accuracy import evaluate
-from dali_rsb.loader.loader import Batch
+from dali_rsb.loader.batch import Batch
 from dali_rsb.models import create_model
 from dali_rsb.models.precision import Precision
 from dali_rsb.optim import ModelEma, create_optimizer

@@ -7,7 +7,7 @@ from torch import nn
 
 from dali_rsb.config import load_config
 from dali_rsb.errors import UserError
-from dali_rsb.loader.loader import Batch, Mixing
+from dali_rsb.loader.batch import Batch, BatchMixing
 from dali_rsb.models import create_model
 from dali_rsb.models.precision import Precision
 from dali_rsb.optim import ModelEma, create_optimizer
@@ -48,7 +48,7 @@ def make_batch(seed, size=8, mixes=True, device="cpu", side=16):
         lam = torch.rand(size, generator=generator)
         box = torch.tensor([[0, seed % 7, 5, 9]] * size, dtype=torch.int32)
         partner = torch.randperm(size, generator=generator)
-        mixing = Mixing(*(t.to(device) for t in (partner, lam, box, lam)))
+        mixing = BatchMixing(*(t.to(device) for t in (partner, lam, box, lam)))
     images = torch.randint(0, 256, (size, side, side, 3), generator=generator).byte()
     labels = torch.randint(0, 5, (size,), generator=generator)
     return Batch(images.to(device), labels.to(device), size, mixing)

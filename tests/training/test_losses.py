@@ -10,12 +10,8 @@ from timm.data.mixup import mixup_target
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
 from dali_rsb.errors import UserError
-from dali_rsb.training.losses import (
-    MixedBinaryCrossEntropy,
-    MixedCrossEntropy,
-    create_loss,
-    dense_target,
-)
+from dali_rsb.kernels.targets import dense_target
+from dali_rsb.training.losses import MixedBinaryCrossEntropy, MixedCrossEntropy, create_loss
 
 NUM_CLASSES = 20
 

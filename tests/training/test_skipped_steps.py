@@ -11,7 +11,7 @@ from torch import nn
 
 from dali_rsb.config import load_config
 from dali_rsb.errors import UserError
-from dali_rsb.loader.loader import Batch
+from dali_rsb.loader.batch import Batch
 from dali_rsb.models.precision import Precision
 from dali_rsb.optim import LossScaler, ModelEma, create_optimizer, factory
 from dali_rsb.run.meter import Meter

@@ -14,7 +14,7 @@ from conftest import ROOT
 from benchmarks import optimizer as optimizer_benchmark
 from dali_rsb.config import load_config
 from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
-from dali_rsb.loader.loader import Batch, Mixing
+from dali_rsb.loader.batch import Batch, BatchMixing
 from dali_rsb.run.processes import Processes
 from dali_rsb.training.trainer import Trainer
 
@@ -27,7 +27,7 @@ def _batch(generator, lam, box):
         images=torch.randint(0, 256, (BATCH, SIZE_PX, SIZE_PX, 3), generator=generator).byte(),
         labels=torch.randint(0, CLASSES, (BATCH,), generator=generator),
         num_valid=BATCH,
-        mixing=Mixing(
+        mixing=BatchMixing(
             partner=torch.arange(BATCH - 1, -1, -1),  # timm pairs first with last
             pixel_lam=torch.full((BATCH,), 1.0 if is_cutmix else lam),
             box=torch.tensor([box] * BATCH, dtype=torch.int32),
