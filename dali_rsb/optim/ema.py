@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dali_rsb.optim.lamb import Lamb
+from dali_rsb.optim.protocol import fuse_averages
 
 Warmup = Literal["none", "timm", "tf"]
 
@@ -26,14 +26,14 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 
 
 class ModelEma:
-    """Moving average of a model: `ema = decay * ema + (1 - decay) * model` after each update.
+    """EMA of a model: `ema = decay * ema + (1 - decay) * model` after each update.
 
     Floating-point parameters and persistent buffers (batch-norm statistics) are averaged, integer
     buffers copied. `module` is the averaged copy of the unwrapped model, in evaluation mode and
     without gradients, in the model's memory format and on its device. `state_dict` and
-    `load_state_dict` use the plain module's names. `update` does not wait for the device. With
-    `hand_over` before the optimizer's step, an optimizer that can averages the parameters while it
-    has them at hand, and `update` does the rest.
+    `load_state_dict` use the plain module's names. `update` does not wait for the device. After
+    `hand_over`, an optimizer that takes the EMA along averages the parameters in its step, and
+    `update` does the rest.
 
     With `warmup`, t the number of the update (from 1) and s = t - 1, the decay is at most
 
@@ -82,19 +82,14 @@ class ModelEma:
         return self.decay
 
     def hand_over(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Let the optimizer's next step average the parameters that it can, as update `step`.
+        """Let the optimizer's next step, number `step`, also average the parameters that it can.
 
-        Then `optimizer.step()` and `update(model, step)` must follow.
+        `optimizer.step()` and then `update(model, step)` must follow.
         """
-        if isinstance(optimizer, Lamb) and optimizer.backend == "triton":
-            averages = {
-                source: average
-                for average, source in zip(
-                    _tensors(self._slots), _tensors(self._source_slots), strict=True
-                )
-            }
-            self._handed_over = optimizer.fuse_averages(averages, 1 - self.decay_at(step))
-            self._step_handed_over = step
+        sources, averages = _tensors(self._source_slots), _tensors(self._slots)
+        pairs = dict(zip(sources, averages, strict=True))
+        self._handed_over = fuse_averages(optimizer, pairs, 1 - self.decay_at(step))
+        self._step_handed_over = step
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
@@ -131,7 +126,7 @@ class ModelEma:
         return self.module.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the average; raises RuntimeError where names or shapes differ."""
+        """Restore the EMA; raises RuntimeError where names or shapes differ."""
         self.module.load_state_dict(state)
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -16,21 +19,31 @@ from dali_rsb.optim.lamb import Lamb, kernel_obstacle
 
 Backend = Literal["auto", "triton", "foreach", "apex"]
 
-# Each optimizer and the options it has beside the learning rate and the weight decay.
-_OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], tuple[str, ...]]] = {
-    "lamb": (Lamb, ("betas", "eps", "max_grad_norm")),
-    "sgd": (torch.optim.SGD, ("momentum", "nesterov")),
-    "adamw": (torch.optim.AdamW, ("betas", "eps")),
-}
-
 _FUSED_DEVICES = ("cuda",)  # where PyTorch's fused optimizers are taken
 _APEX_DEVICES = ("cuda",)
 
-_APEX_MEND = (
+_APEX_FIX = (
     "build NVIDIA's from source: pip install -v --no-build-isolation --config-settings "
     '"--build-option=--cpp_ext" --config-settings "--build-option=--cuda_ext" '
     "git+https://github.com/NVIDIA/apex, or set optimizer.backend=auto"
 )
+
+_Groups = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One optimizer.
+
+    Attributes:
+        create: makes it from parameter groups, options and a backend.
+        options: those it has beside the learning rate and the weight decay.
+        backends: implementations to choose from.
+    """
+
+    create: Callable[[_Groups, dict[str, Any], Backend], torch.optim.Optimizer]
+    options: tuple[str, ...]
+    backends: tuple[Backend, ...] = ("auto",)
 
 
 def create_optimizer(
@@ -67,11 +80,13 @@ def create_optimizer(
         raise UserError(
             f"unknown optimizer {name!r}, did you mean {nearest!r}? The choices are: {choices}"
         )
-    if backend != "auto" and name != "lamb":
+    entry = _OPTIMIZERS[name]
+    if backend not in entry.backends:
+        having = " or ".join(n for n, other in _OPTIMIZERS.items() if backend in other.backends)
         raise UserError(
-            f"optimizer.backend={backend} is for optimizer.name=lamb; set optimizer.backend=auto"
+            f"optimizer.backend={backend} is for optimizer.name={having}; "
+            "set optimizer.backend=auto"
         )
-    optimizer_class, option_names = _OPTIMIZERS[name]
     given = {
         "betas": betas,
         "eps": eps,
@@ -80,19 +95,22 @@ def create_optimizer(
         "max_grad_norm": max_grad_norm,
     }
     options: dict[str, Any] = {
-        option: given[option] for option in option_names if given[option] is not None
+        option: given[option] for option in entry.options if given[option] is not None
     }
-    groups = param_groups(model, weight_decay)
     options |= {"lr": lr, "weight_decay": 0.0}
-    if name != "lamb":
-        return _create_skipping(optimizer_class, groups, options)
-    parameters = [p for group in groups for p in group["params"]]
+    groups = param_groups(model, weight_decay)
+    return entry.create(groups, options, backend)
+
+
+def _create_lamb(
+    groups: _Groups, options: dict[str, Any], backend: Backend
+) -> torch.optim.Optimizer:
     if backend == "apex":
-        return _create_apex(parameters, groups, options)
+        return _create_apex(groups, options)
     if options.get("max_grad_norm") == math.inf:
         options["max_grad_norm"] = None
     if backend == "triton":
-        obstacle = kernel_obstacle(parameters)
+        obstacle = kernel_obstacle(_parameters(groups))
         if obstacle is not None:
             raise UserError(
                 f"optimizer.backend=triton cannot run: {obstacle}; set optimizer.backend=auto"
@@ -100,27 +118,14 @@ def create_optimizer(
     return Lamb(groups, backend=backend, **options)
 
 
-def describe_backend(optimizer: torch.optim.Optimizer) -> str | None:
-    """What a LAMB runs on, and why not on Triton; None for other optimizers."""
-    if not isinstance(optimizer, Lamb):
-        is_apex = type(optimizer).__name__ == "FusedLAMB"
-        return "LAMB runs in apex's FusedLAMB (a synchronisation each update)" if is_apex else None
-    if optimizer.backend == "triton":
-        return "LAMB and the EMA of the parameters run in Triton kernels"
-    obstacle = kernel_obstacle(p for group in optimizer.param_groups for p in group["params"])
-    why = (
-        "as optimizer.backend asks" if obstacle is None else f"not in Triton kernels, as {obstacle}"
-    )
-    return f"LAMB runs on PyTorch's foreach operations ({why})"
-
-
-def _create_skipping(
+def _create_torch(
     optimizer_class: type[torch.optim.Optimizer],
-    groups: list[dict[str, Any]],
+    groups: _Groups,
     options: dict[str, Any],
+    backend: Backend,
 ) -> torch.optim.Optimizer:
     """SGD or AdamW; on a GPU fused, which takes a flag on the device to skip a step."""
-    parameters = [p for group in groups for p in group["params"]]
+    parameters = _parameters(groups)
     is_fused = all(p.device.type in _FUSED_DEVICES for p in parameters)
     optimizer = optimizer_class(groups, fused=is_fused or None, **options)  # type: ignore[call-arg]
     if is_fused and options.get("momentum"):
@@ -129,6 +134,17 @@ def _create_skipping(
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     optimizer.register_load_state_dict_post_hook(_restore_implementation)
     return optimizer
+
+
+_OPTIMIZERS = {
+    "lamb": _Entry(_create_lamb, ("betas", "eps", "max_grad_norm"), get_args(Backend)),
+    "sgd": _Entry(partial(_create_torch, torch.optim.SGD), ("momentum", "nesterov")),
+    "adamw": _Entry(partial(_create_torch, torch.optim.AdamW), ("betas", "eps")),
+}
+
+
+def _parameters(groups: _Groups) -> list[nn.Parameter]:
+    return [p for group in groups for p in group["params"]]
 
 
 def _restore_implementation(optimizer: torch.optim.Optimizer) -> None:
@@ -141,29 +157,28 @@ def _restore_implementation(optimizer: torch.optim.Optimizer) -> None:
                 optimizer.state[p]["step"] = step.to(p.device, torch.float32)
 
 
-def _create_apex(
-    parameters: list[nn.Parameter], groups: list[dict[str, Any]], options: dict[str, Any]
-) -> torch.optim.Optimizer:
+def _create_apex(groups: _Groups, options: dict[str, Any]) -> torch.optim.Optimizer:
     try:
         from apex.optimizers import FusedLAMB
     except ImportError as error:
         if importlib.util.find_spec("apex") is None:
-            raise UserError(f"optimizer.backend=apex needs NVIDIA apex; {_APEX_MEND}") from error
+            raise UserError(f"optimizer.backend=apex needs NVIDIA apex; {_APEX_FIX}") from error
         raise UserError(
             "optimizer.backend=apex: the package `apex` that is installed has no apex.optimizers; "
             "the package index's apex is another project: pip uninstall apex, then "
-            f"{_APEX_MEND}"
+            f"{_APEX_FIX}"
         ) from error
-    if any(p.device.type not in _APEX_DEVICES for p in parameters):
+    if any(p.device.type not in _APEX_DEVICES for p in _parameters(groups)):
         raise UserError("optimizer.backend=apex needs a GPU; set optimizer.backend=auto")
     try:
-        optimizer: torch.optim.Optimizer = FusedLAMB(groups, **options)
+        optimizer: Any = FusedLAMB(groups, **options)
     except RuntimeError as error:
         raise UserError(
-            f"optimizer.backend=apex: apex was built without its kernels ({error}); {_APEX_MEND}"
+            f"optimizer.backend=apex: apex was built without its kernels ({error}); {_APEX_FIX}"
         ) from error
     optimizer.register_load_state_dict_post_hook(_count_in_integers)
-    return optimizer
+    optimizer.describe = lambda: "LAMB runs in apex's FusedLAMB (a synchronisation each update)"
+    return cast(torch.optim.Optimizer, optimizer)
 
 
 def _count_in_integers(optimizer: torch.optim.Optimizer) -> None:

@@ -96,7 +96,9 @@ class Lamb(torch.optim.Optimizer):
     _averages: Mapping[Tensor, Tensor] | None = None
     _average_weight = 0.0
 
-    _step_supports_amp_scaling = True  # torch.amp.GradScaler looks for this attribute
+    # What it can do beyond PyTorch's optimizers, see `dali_rsb.optim.protocol`.
+    _step_supports_amp_scaling = True  # torch.amp.GradScaler looks for this attribute too
+    takes_norm = True
 
     def __init__(
         self,
@@ -218,6 +220,18 @@ class Lamb(torch.optim.Optimizer):
         }
         self._average_weight = weight
         return set(self._averages)
+
+    def describe(self) -> str:
+        """What `step` runs on, and why not on Triton."""
+        if self.backend == "triton":
+            return "LAMB and the EMA of the parameters run in Triton kernels"
+        obstacle = kernel_obstacle(self._all_params())
+        why = (
+            "as optimizer.backend asks"
+            if obstacle is None
+            else f"not in Triton kernels, as {obstacle}"
+        )
+        return f"LAMB runs on PyTorch's foreach operations ({why})"
 
     def upload(self) -> None:
         """Bring learning rates, betas and such to the device; `step` does, but not in a capture."""

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dali_rsb.loader.batch import Batch, MixedBatch
 from dali_rsb.models.precision import Precision
-from dali_rsb.optim import Lamb, LossScaler, ModelEma
+from dali_rsb.optim import LossScaler, ModelEma, skips_by_itself, takes_norm
 from dali_rsb.run.checkpoint import load_into
 from dali_rsb.run.processes import Processes
 from dali_rsb.training.cuda_graph import CudaRecorder, StepGraph
@@ -33,7 +33,7 @@ class TrainStep:
         model: on its device; trained in place.
         criterion: loss of (logits, labels, partner labels, lambda), see `dali_rsb.training.losses`.
         optimizer: over the model's parameters; its learning rate is set from outside.
-        ema: average of the model's weights, or None.
+        ema: EMA of the model's weights, or None.
         precision: of the forward pass and loss.
         processes: this process among those that exchange gradients.
         accumulation: micro-batches of one update.
@@ -123,11 +123,11 @@ class TrainStep:
         scale, norm, found_inf = self.scaler.tensor, None, None
         if self._clip_grad is not None:
             norm = self._clip(self._clip_grad, scale)
-        if norm is None and not isinstance(optimizer, Lamb):  # which takes the norm itself
+        if norm is None and not takes_norm(optimizer):
             norm = nn.utils.get_total_norm(self._gradients())
         if norm is not None:
             found_inf = norm.isfinite().logical_not().float()
-        if getattr(optimizer, "_step_supports_amp_scaling", False):
+        if skips_by_itself(optimizer):
             optimizer.grad_scale, optimizer.found_inf = scale, found_inf
             optimizer.step()
             del optimizer.grad_scale, optimizer.found_inf
@@ -135,9 +135,8 @@ class TrainStep:
             if scale is not None:
                 torch._foreach_div_(self._gradients(), scale)
             optimizer.step()
-        if found_inf is None or isinstance(optimizer, Lamb):
-            found_inf = optimizer.skipped
-        return found_inf
+        skipped: Tensor = optimizer.skipped if takes_norm(optimizer) else found_inf
+        return skipped
 
     def _clip(self, limit: float, scale: Tensor | None) -> Tensor:
         """Clip the norm of the unscaled gradients, which stay scaled; returns the norm before."""
