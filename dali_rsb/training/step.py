@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dali_rsb.errors import UserError
 from dali_rsb.loader.batch import Batch, MixedBatch
 from dali_rsb.models.precision import Precision
 from dali_rsb.optim import LossScaler, ModelEma, skips_by_itself, takes_norm
@@ -162,13 +163,29 @@ class TrainStep:
         """Take over a state; a new EMA starts from the weights where the state has none.
 
         Raises:
-            UserError: the weights are of another architecture; `source` is named.
+            UserError: the weights are of another architecture, or the optimizer's parameter groups
+            are others; `source` is named.
         """
         load_into(self.model, state["model"], source)
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"] or state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._load_optimizer(state["optimizer"], source)
         self.scaler.load_state_dict(state["scaler"])
+
+    def _load_optimizer(self, state: dict[str, Any], source: Path) -> None:
+        """Take over moments and step counts; hyper-parameters stay those of this run."""
+        names = {*self.optimizer.defaults, "lr_scale"}
+        own = [{n: v for n, v in g.items() if n in names} for g in self.optimizer.param_groups]
+        try:
+            self.optimizer.load_state_dict(state)
+        except ValueError as error:
+            raise UserError(
+                f"{source}: its optimizer state does not fit ({error}); resume with the same "
+                f"optimizer settings, or start again from model.weights={source}"
+            ) from error
+        for group, options in zip(self.optimizer.param_groups, own, strict=True):
+            group.pop("lr_scale", None)
+            group.update(options)
 
     def _mixed(self, batch: Batch) -> MixedBatch:
         return batch.mixed(self._mean, self._std, self._precision.input_dtype)
