@@ -177,7 +177,15 @@ class Optimizer(Section):
         2048, description="global batch: samples of one update, over all devices"
     )
     lr: Annotated[float, Field(gt=0, le=1e6)] = Field(5e-3, description="peak learning rate")
-    weight_decay: NonNegative = Field(0.02, description="weight decay; biases and norms are spared")
+    weight_decay: NonNegative = Field(
+        0.02, description="weight decay; biases, norms and what the model names are spared"
+    )
+    layer_decay: Share | None = Field(
+        None, description="a layer's learning rate as a share of the next layer's; none: all alike"
+    )
+    layer_decay_min_scale: Fraction = Field(
+        0.0, description="least share of the peak learning rate that a layer has"
+    )
     betas: Pair | None = Field(None, description="lamb, adamw: decay rates of the moments")
     eps: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="lamb, adamw: added to the denominator"

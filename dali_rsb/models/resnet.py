@@ -173,6 +173,17 @@ class ResNet(nn.Module):
             elif isinstance(module, ResidualBlock):
                 nn.init.zeros_(module.get_parameter(f"{module.last_norm_name}.weight"))
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Patterns of the parameters' layers in the order of depth, as timm's: stem and blocks.
+
+        Args:
+            coarse: a layer is a stage, not a block.
+        """
+        return {
+            "stem": r"^conv1|bn1|maxpool",
+            "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)",
+        }
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Map normalised images [B, 3, H, W], any memory format, to logits [B, num_classes]."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))

@@ -57,12 +57,16 @@ def create_optimizer(
     nesterov: bool | None = None,
     max_grad_norm: float | None = None,
     backend: Backend = "auto",
+    layer_decay: float | None = None,
+    layer_decay_min_scale: float = 0.0,
 ) -> torch.optim.Optimizer:
     """Create `lamb`, `sgd` or `adamw` over the model's trainable parameters.
 
-    Weight decay spares biases and normalisation weights, see `param_groups`. An option left None
-    takes the optimizer's own default, and an option the optimizer does not have is ignored, so that
-    one configuration serves all three. `max_grad_norm` is the limit inside LAMB (`math.inf` turns
+    Weight decay spares biases, normalisation weights and what the model names, and `layer_decay`
+    lowers the learning rate from the head down to the stem, see `param_groups`; a group's rate is
+    `lr` times its `lr_scale`. An option left None takes the optimizer's own default, and an option
+    the optimizer does not have is ignored, so that one configuration serves all three.
+    `max_grad_norm` is the limit inside LAMB (`math.inf` turns
     it off); for the others the training loop clips.
 
     `backend` is LAMB's: see `Lamb`, or "apex" for NVIDIA apex's FusedLAMB. That one is the same
@@ -72,7 +76,8 @@ def create_optimizer(
     implementation, which can.
 
     Raises:
-        UserError: unknown name, a backend of another optimizer, or one that cannot run here.
+        UserError: unknown name, a backend of another optimizer or one that cannot run here, or
+            `layer_decay` for a model that does not say what its layers are.
     """
     if name not in _OPTIMIZERS:
         nearest = difflib.get_close_matches(name, _OPTIMIZERS, n=1, cutoff=0.0)[0]
@@ -98,7 +103,9 @@ def create_optimizer(
         option: given[option] for option in entry.options if given[option] is not None
     }
     options |= {"lr": lr, "weight_decay": 0.0}
-    groups = param_groups(model, weight_decay)
+    groups = param_groups(model, weight_decay, layer_decay, layer_decay_min_scale)
+    for group in groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     return entry.create(groups, options, backend)
 
 

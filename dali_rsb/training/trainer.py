@@ -106,6 +106,8 @@ class Trainer:
             momentum=config.optimizer.momentum,
             nesterov=config.optimizer.nesterov,
             backend=config.optimizer.backend,
+            layer_decay=config.optimizer.layer_decay,
+            layer_decay_min_scale=config.optimizer.layer_decay_min_scale,
         )
         ema = None
         if config.ema.decay is not None:
@@ -356,7 +358,8 @@ class Trainer:
 
     @property
     def _lr(self) -> float:
-        return float(self.step.optimizer.param_groups[0]["lr"])
+        """The learning rate of the last update, that of the head where it decays by layers."""
+        return self.schedule.lr_at(self.step.updates_done - 1)
 
     def _describe(self) -> None:
         layout, index = self.samples.layout, self.samples.index

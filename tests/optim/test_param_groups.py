@@ -5,11 +5,12 @@ import math
 import pytest
 import timm
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from torch import nn
 
 from dali_rsb.errors import UserError
-from dali_rsb.optim import Lamb, create_optimizer, param_groups
+from dali_rsb.models import create_model, list_models
+from dali_rsb.optim import CosineSchedule, Lamb, create_optimizer, param_groups
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50d", "seresnet50", "test_resnet"])
@@ -23,6 +24,88 @@ def test_groups_equal_timm(name, weight_decay):
     for a, b in zip(ours, theirs, strict=True):
         assert a["weight_decay"] == b["weight_decay"]
         assert [id(p) for p in a["params"]] == [id(p) for p in b["params"]]
+
+
+# Among them every way to say what the layers are: a pattern, patterns with suffixes, a function.
+TIMM_MODELS = [
+    "vit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "convnext_atto",
+    "swin_tiny_patch4_window7_224",
+    "cspresnet50",
+    "cait_xxs24_224",
+    "inception_v3",
+    "resnet50",
+]
+
+
+def groups_by_name(model, groups):
+    """Of each group its options and the names of its parameters."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [
+        (
+            group["weight_decay"],
+            group.get("lr_scale"),
+            [names[id(p)] for p in group["params"]],
+        )
+        for group in groups
+    ]
+
+
+@pytest.mark.parametrize("name", TIMM_MODELS)
+@pytest.mark.parametrize("layer_decay", [None, 0.75])
+@pytest.mark.parametrize("weight_decay", [0.05, 0.0])
+def test_groups_equal_those_of_timms_factory(name, layer_decay, weight_decay):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    options = {"layer_decay": layer_decay, "layer_decay_min_scale": 0.02}
+    theirs = create_optimizer_v2(
+        model, opt="adamw", lr=1e-3, weight_decay=weight_decay, **options
+    ).param_groups
+    ours = create_optimizer(model, "adamw", 1e-3, weight_decay, **options).param_groups
+    assert groups_by_name(model, ours) == groups_by_name(model, theirs)
+
+
+def test_a_vits_position_embedding_and_class_token_are_not_decayed():
+    model = create_model("timm:vit_tiny_patch16_224")
+    not_decayed, _ = param_groups(model, 0.05)
+    spared = {id(p) for p in not_decayed["params"]}
+    assert model.pos_embed.ndim == model.cls_token.ndim == 3
+    assert {id(model.pos_embed), id(model.cls_token)} <= spared
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50d", "seresnet50", "resnetrs50"])
+def test_our_resnets_have_timms_layers(name):
+    assert name in list_models()
+    with torch.device("meta"):
+        ours = create_model(name)
+        theirs = timm.create_model(name)
+    expected = groups_by_name(theirs, param_groups(theirs, 0.05, 0.7))
+    assert groups_by_name(ours, param_groups(ours, 0.05, 0.7)) == expected
+    assert ours.group_matcher(coarse=True) == theirs.group_matcher(coarse=True)
+
+
+def test_the_schedule_scales_each_layers_rate():
+    model = create_model("resnet18")
+    optimizer = create_optimizer(model, "adamw", 0.5, 0.05, layer_decay=0.5)
+    rates = {
+        id(p): lambda group=group: group["lr"]
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    # Eight blocks between the stem and the head.
+    of_head, of_stem = rates[id(model.fc.weight)], rates[id(model.conv1.weight)]
+    assert (of_head(), of_stem()) == (0.5, 0.5 / 2**9)
+    schedule = CosineSchedule(optimizer, 1.0, 100, 10, 0.2, 0.0)
+    assert (of_head(), of_stem()) == (0.2, 0.2 / 2**9)
+    schedule.step(60)
+    assert of_stem() == schedule.lr_at(60) / 2**9
+
+
+def test_layer_decay_of_a_model_without_layers_is_a_user_error():
+    with pytest.raises(UserError, match=r"leave out optimizer\.layer_decay") as caught:
+        create_optimizer(nn.Linear(3, 3), "lamb", 0.1, 0.0, layer_decay=0.7)
+    assert "\n" not in str(caught.value)
 
 
 def test_resnet50_counts():
