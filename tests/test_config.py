@@ -136,6 +136,10 @@ def test_the_tree_is_frozen():
         ("loss.name=ce", r"loss.target_threshold: only loss.name=bce"),
         ("run.batch_per_device=20", r"run.batch_per_device: must be a multiple of 8"),
         ("data.digits=here", r"digits"),
+        (
+            "augment.erase_mode=noise",
+            r"augment.erase_mode: .*'rand' or 'pixel', got 'noise'",
+        ),
         ("optimizer.layer_decay=0", r"optimizer.layer_decay: .*greater than 0, got 0"),
         ("optimizer.layer_decay=1.5", r"optimizer.layer_decay: .*less than or equal to 1, got 1.5"),
     ],

@@ -94,6 +94,30 @@ def test_resuming_gives_the_same_bits_as_never_stopping(whole_run, small, tmp_pa
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
 
 
+def test_resuming_names_what_changed_and_not_what_is_new(whole_run, small, tmp_path, caplog):
+    state = torch.load(whole_run[0] / "last.pt", weights_only=True)
+    del state["config"]["optimizer"]["layer_decay"], state["config"]["augment"]["random_erasing"]
+    torch.save(state, tmp_path / "older.pt")
+    changed = ["augment.random_erasing=0.5", "optimizer.weight_decay=0.3"]
+    trainer = Trainer(load_config(QUICKSTART, [*small, *changed]), CPU, tmp_path / "older.pt")
+    assert [record.getMessage() for record in caplog.records if "was" in record.msg] == [
+        "resuming with augment.random_erasing=0.5, was 0.0",
+        "resuming with optimizer.weight_decay=0.3, was 0.02",
+    ]
+    assert trainer.step.optimizer.param_groups[1]["weight_decay"] == 0.3
+
+
+def test_erasing_resumes_inside_an_epoch(whole_run, small, tmp_path):
+    erasing = [*small, "augment.random_erasing=0.8", "augment.erase_count=2"]
+    (tmp_path / "whole").mkdir()
+    expected = _train(tmp_path / "whole", [*erasing, "run.max_steps=4"])
+    assert not torch.equal(expected["model"]["fc.weight"], whole_run[1]["model"]["fc.weight"])
+    _train(tmp_path, [*erasing, "run.max_steps=2"])
+    got = _train(tmp_path, [*erasing, "run.max_steps=4"], resume=tmp_path / "last.pt")
+    for part in ("model", "ema", "optimizer", "updates_done"):
+        _assert_same(got[part], expected[part], part)
+
+
 def test_accumulation_makes_the_same_update_as_one_large_batch(small, tmp_path):
     # Norm layers see the device batch, so they are frozen by evaluating the model while training.
     weights = []

@@ -110,6 +110,15 @@ class Augment(Section):
     randaugment: str | None = Field(
         None, description="RandAugment in timm's notation, such as rand-m7-mstd0.5-inc1"
     )
+    random_erasing: Fraction = Field(
+        0.0, description="probability of erasing boxes of an image, after mixing"
+    )
+    erase_mode: Literal["const", "rand", "pixel"] = Field(
+        "pixel", description="what fills the boxes: the mean colour, a random one, or noise"
+    )
+    erase_count: Annotated[int, Field(gt=0, le=100)] = Field(
+        1, description="most boxes of an image, which share the area of one"
+    )
     repeats: Annotated[int, Field(gt=0, le=1000)] = Field(
         1, description="repeated augmentation: copies of an image in an epoch"
     )

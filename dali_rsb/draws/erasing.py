@@ -12,6 +12,7 @@ from dali_rsb.kernels.random_erasing import EraseMode
 NUM_ATTEMPTS = 10  # timm gives a box up after ten that do not fit
 # Numbers of one box: (area, log aspect ratio) for each attempt, then top and left.
 _BOX_UNIFORMS = 2 * NUM_ATTEMPTS + 2
+_SEEDS = 2**53  # as many as a uniform number can tell apart
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,14 @@ class ErasingDraws:
     Attributes:
         rows: int64 [n], the image of each box.
         boxes: int64 [n, 4], top, bottom, left, right; bottom and right exclusive.
+        seeds: int64 [n], of what fills each box.
+        mode: what the boxes are filled with, see `dali_rsb.kernels.random_erasing.erase`.
     """
 
     rows: np.ndarray
     boxes: np.ndarray
+    seeds: np.ndarray
+    mode: EraseMode
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,9 @@ class ErasingPolicy:
     def draw(self, seed: int, epoch: int, positions: range, size_px: int) -> ErasingDraws:
         """Draw the boxes of one device batch; each image's depend on its position alone.
 
+        So do the seeds of what fills them: the number of processes and the batch size change
+        nothing, but where `num_splits` counts the rows of a device batch.
+
         Args:
             positions: positions in the epoch.
             size_px: side of the square images, in pixels.
@@ -65,7 +73,9 @@ class ErasingPolicy:
         boxes, fits = self._boxes(of_boxes, count[:, None, None], size_px)
         wanted = np.arange(self.max_count) < count[:, None]
         rows, which = np.nonzero(erased[:, None] & wanted & fits)
-        return ErasingDraws(rows, boxes[rows, which])
+        noise = uniforms(seed, epoch, Stream.ERASING_NOISE, positions, self.max_count)
+        seeds = (noise[rows, which] * _SEEDS).astype(np.int64)
+        return ErasingDraws(rows, boxes[rows, which], seeds, self.mode)
 
     def _boxes(
         self, numbers: np.ndarray, count: np.ndarray, size_px: int

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     MIXING = 3
     VERTICAL_FLIP = 4
     ERASING = 5
+    ERASING_NOISE = 6
 
 
 # Gives the uniforms [rows, width] of one purpose for some rows, wherever these stand.

@@ -13,6 +13,7 @@ import numpy as np
 
 from dali_rsb.dataset import DatasetIndex
 from dali_rsb.draws.crops import CROP_UNIFORMS, EvalGeometry, Windows, random_resized_crop
+from dali_rsb.draws.erasing import ErasingDraws, ErasingPolicy
 from dali_rsb.draws.mixing import MixDraws, MixPolicy
 from dali_rsb.draws.order import BatchLayout, EvalLayout, epoch_length, epoch_order
 from dali_rsb.draws.philox import Draw, Stream, uniforms
@@ -114,11 +115,13 @@ class PreparedRun:
         inputs: of the graph, by name.
         labels: int64 [rows].
         mixes: the mixing of each batch, or None.
+        erasings: the erased boxes of each batch, or None.
     """
 
     inputs: dict[str, Any]
     labels: np.ndarray
     mixes: tuple[MixDraws | None, ...]
+    erasings: tuple[ErasingDraws | None, ...]
 
     @property
     def images(self) -> list[np.ndarray]:
@@ -138,6 +141,7 @@ class TrainSamples:
     mixing_off_epoch: int = 0
     repeats: int = 1
     seed: int = 0
+    erasing: ErasingPolicy | None = None
 
     @property
     def updates_per_epoch(self) -> int:
@@ -170,7 +174,8 @@ class TrainSamples:
             inputs |= shared_decode_inputs(indices)
         inputs |= self.transform.graph_inputs(draw, index.widths[indices], index.heights[indices])
         mixes = tuple(self._mix(spec) for spec in specs)
-        return PreparedRun(inputs, np.asarray(index.labels[indices]), mixes)
+        erasings = tuple(self._erase(spec) for spec in specs)
+        return PreparedRun(inputs, np.asarray(index.labels[indices]), mixes, erasings)
 
     def _mix(self, spec: BatchSpec) -> MixDraws | None:
         if self.mixing is None:
@@ -179,6 +184,11 @@ class TrainSamples:
             return MixDraws.none(len(spec.indices))
         positions = np.asarray(spec.positions)
         return self.mixing.draw(self.seed, spec.epoch, positions, self.transform.size_px)
+
+    def _erase(self, spec: BatchSpec) -> ErasingDraws | None:
+        if self.erasing is None:
+            return None
+        return self.erasing.draw(self.seed, spec.epoch, spec.positions, self.transform.size_px)
 
 
 @dataclass(frozen=True)
@@ -199,7 +209,8 @@ class EvalSamples:
         start, end = self.geometry.source_windows(index.widths[indices], index.heights[indices])
         images = index.image_arrays(indices)
         inputs = {index.image_source: images, "start": start, "end": end}
-        return PreparedRun(inputs, np.asarray(index.labels[indices]), (None,) * len(specs))
+        none = (None,) * len(specs)
+        return PreparedRun(inputs, np.asarray(index.labels[indices]), none, none)
 
 
 def joined_indices(specs: Sequence[BatchSpec]) -> np.ndarray:

@@ -28,7 +28,6 @@ from dali_rsb.draws.order import SEED_STRIDE, BatchLayout, EpochSampler, EvalLay
 from dali_rsb.draws.randaugment import fill_color
 from dali_rsb.draws.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError
-from dali_rsb.kernels.random_erasing import erase
 from dali_rsb.kernels.targets import dense_target
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.batch import Batch, MixedBatch
@@ -304,7 +303,7 @@ class EpochLoader:
                 for batch, spec in zip(decoded, same_specs, strict=True):
                     position += len(spec.indices)
                     self._position = (epoch, position)
-                    yield self._finish(batch, spec, mixes)
+                    yield self._finish(batch, mixes)
         except GeneratorExit:
             self._keep(loader)
             raise
@@ -328,9 +327,9 @@ class EpochLoader:
             yield BatchSpec(self._images.rows[chunk], len(chunk), epoch, positions)
             start = end
 
-    def _finish(self, batch: Batch, spec: BatchSpec, mixes: bool) -> tuple[Tensor, Tensor]:
+    def _finish(self, batch: Batch, mixes: bool) -> tuple[Tensor, Tensor]:
         """Normalise, mix and erase; and make the targets."""
-        preprocessing, output = self._preprocessing, self._output
+        output = self._output
         if output.dtype == torch.uint8:
             images, targets = batch.images.permute(0, 3, 1, 2), batch.labels
         else:
@@ -338,19 +337,9 @@ class EpochLoader:
                 batch = replace(batch, mixing=None)
             mixed = batch.mixed(output.mean, output.std, output.dtype)
             images, targets = mixed.images, self._targets(mixed)
-        if isinstance(preprocessing, TrainPreprocessing) and preprocessing.erasing is not None:
-            self._erase(images, preprocessing, spec)
         if not output.channels_last:
             images = images.contiguous()
         return images, targets
-
-    def _erase(self, images: Tensor, preprocessing: TrainPreprocessing, spec: BatchSpec) -> None:
-        assert preprocessing.erasing is not None
-        size_px = preprocessing.transform.size_px
-        draws = preprocessing.erasing.draw(self._seed, spec.epoch, spec.positions, size_px)
-        words = np.random.SeedSequence([self._seed, spec.epoch, spec.positions.start])
-        noise_seed = int(words.generate_state(1, np.uint64)[0] >> np.uint64(1))
-        erase(images, draws.rows, draws.boxes, preprocessing.erasing.mode, noise_seed)
 
     def _targets(self, mixed: MixedBatch) -> Tensor:
         preprocessing = self._preprocessing
@@ -372,7 +361,12 @@ class EpochLoader:
             global_batch = self.batch_size * world_size
             layout = BatchLayout(global_batch, self.batch_size, world_size, rank, "spread")
             samples = TrainSamples(
-                index, layout, preprocessing.transform, preprocessing.mixing, seed=self._seed
+                index,
+                layout,
+                preprocessing.transform,
+                preprocessing.mixing,
+                seed=self._seed,
+                erasing=preprocessing.erasing,
             )
         else:
             samples = EvalSamples(

@@ -12,7 +12,7 @@ EraseMode = Literal["const", "rand", "pixel"]
 
 
 def erase(
-    images: Tensor, rows: np.ndarray, boxes: np.ndarray, mode: EraseMode, seed: int
+    images: Tensor, rows: np.ndarray, boxes: np.ndarray, seeds: np.ndarray, mode: EraseMode
 ) -> Tensor:
     """Fill boxes, one after the other, in place.
 
@@ -20,15 +20,18 @@ def erase(
         images: floating [B, C, H, W], normalised, in any memory format.
         rows: int [n], the image of each box.
         boxes: int [n, 4] as top, bottom, left, right; bottom and right exclusive.
+        seeds: int64 [n], of each box's normal numbers, which also depend on the kind of device, the
+            dtype and the memory format of the images.
         mode: fill with 0 ("const", the mean colour), with one normal number for each channel of a
             box ("rand") or for each pixel and channel ("pixel").
-        seed: of the normal numbers, below 2**63; they also depend on the kind of device.
 
     Returns:
         `images`.
     """
-    generator = torch.Generator(images.device).manual_seed(seed)
-    for row, (top, bottom, left, right) in zip(rows.tolist(), boxes.tolist(), strict=True):
+    generator = torch.Generator(images.device)
+    numbers = zip(rows.tolist(), boxes.tolist(), seeds.tolist(), strict=True)
+    for row, (top, bottom, left, right), seed in numbers:
+        generator.manual_seed(seed)
         patch = images[row, :, top:bottom, left:right]
         if mode == "const":
             patch.zero_()

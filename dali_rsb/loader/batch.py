@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dali_rsb.draws.erasing import ErasingDraws
 from dali_rsb.kernels.mix import normalize_mix
+from dali_rsb.kernels.random_erasing import erase
 
 Channels = tuple[float, float, float]
 
@@ -27,7 +29,7 @@ class BatchMixing:
 
 @dataclass(frozen=True)
 class MixedBatch:
-    """One device batch, normalised and mixed.
+    """One device batch, normalised, mixed and erased: what a model and its loss take.
 
     Attributes:
         images: floating [B, 3, H, W], channels-last.
@@ -51,15 +53,20 @@ class Batch:
         labels: int64 [B].
         num_valid: rows from here on are padding (evaluation only).
         mixing: who mixes with whom, or None.
+        erasing: which boxes are erased after mixing, on the host, or None.
     """
 
     images: Tensor
     labels: Tensor
     num_valid: int
     mixing: BatchMixing | None = None
+    erasing: ErasingDraws | None = None
 
     def mixed(self, mean: Channels, std: Channels, dtype: torch.dtype) -> MixedBatch:
-        """Normalise the images, mix and cast them, and pair their labels. Waits for no device.
+        """Normalise the images, mix, cast and erase them, and pair their labels.
+
+        Erasing comes last, as in timm's loader with `FastCollateMixup`, and leaves the labels as
+        they are. Nothing here waits for a device.
 
         Args:
             mean, std: of the values scaled to [0, 1], for each channel.
@@ -68,8 +75,12 @@ class Batch:
         mixing, labels = self.mixing, self.labels
         if mixing is None:
             images = normalize_mix(self.images, mean, std, dtype)
-            return MixedBatch(images, labels, labels, torch.ones_like(labels, dtype=torch.float32))
-        images = normalize_mix(
-            self.images, mean, std, dtype, mixing.partner, mixing.pixel_lam, mixing.box
-        )
-        return MixedBatch(images, labels, labels[mixing.partner], mixing.lam)
+            partner_labels, lam = labels, torch.ones_like(labels, dtype=torch.float32)
+        else:
+            drawn = (mixing.partner, mixing.pixel_lam, mixing.box)
+            images = normalize_mix(self.images, mean, std, dtype, *drawn)
+            partner_labels, lam = labels[mixing.partner], mixing.lam
+        if self.erasing is not None:
+            boxes = self.erasing
+            erase(images, boxes.rows, boxes.boxes, boxes.seeds, boxes.mode)
+        return MixedBatch(images, labels, partner_labels, lam)

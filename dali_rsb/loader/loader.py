@@ -141,8 +141,9 @@ class Loader:
         labels = self._to_device(run.prepared.labels.astype(np.int64))
         sizes = [len(spec.indices) for spec in run.specs]
         parts = zip(images.split(sizes), labels.split(sizes), strict=True)
-        for spec, mix, (part, of_part) in zip(run.specs, run.prepared.mixes, parts, strict=True):
-            yield Batch(part, of_part, spec.num_valid, self._mixing(mix))
+        draws = zip(run.prepared.mixes, run.prepared.erasings, strict=True)
+        for spec, (mix, erasing), (part, of_part) in zip(run.specs, draws, parts, strict=True):
+            yield Batch(part, of_part, spec.num_valid, self._mixing(mix), erasing)
 
     def _mixing(self, mix: MixDraws | None) -> BatchMixing | None:
         if mix is None:

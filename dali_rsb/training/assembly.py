@@ -15,6 +15,7 @@ from dali_rsb.constants import PAIR_BLOCK
 from dali_rsb.dataset import DatasetIndex, check_same_classes, open_index
 from dali_rsb.dataset.digits import write_digits
 from dali_rsb.draws.crops import EvalGeometry
+from dali_rsb.draws.erasing import ErasingPolicy
 from dali_rsb.draws.mixing import MixPolicy
 from dali_rsb.draws.order import BatchLayout, EvalLayout, plan_batches
 from dali_rsb.draws.randaugment import RandAugmentPolicy, fill_color
@@ -169,6 +170,9 @@ def train_samples(
         mixing_off_epoch=mixing.off_epoch,
         repeats=augment.repeats,
         seed=config.run.seed,
+        erasing=ErasingPolicy(augment.random_erasing, augment.erase_mode, augment.erase_count)
+        if augment.random_erasing > 0
+        else None,
     )
     if samples.updates_per_epoch == 0:
         raise UserError(

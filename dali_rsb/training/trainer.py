@@ -301,9 +301,10 @@ class Trainer:
         self.step.load_state_dict(state, path)
         self.step.updates_done = self._position(path, state)
         self.best_top1 = state["best_top1"]
+        defaults = Config(name="defaults").model_dump(mode="json")  # of keys newer than the file
         for section in RECIPE_SECTIONS:
             for key, value in own[section].items():
-                before = saved[section].get(key)
+                before = saved[section].get(key, defaults[section][key])
                 if before != value:
                     logger.warning("resuming with %s.%s=%s, was %s", section, key, value, before)
 

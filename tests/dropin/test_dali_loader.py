@@ -661,19 +661,20 @@ def test_erased_boxes_are_distributed_as_timms(max_count, monkeypatch):
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_erasing(memory_format):
     rows, boxes = np.array([1, 1]), np.array([[2, 6, 0, 8], [4, 8, 1, 5]])
+    seeds = np.array([1, 2])
     images = torch.full((2, 3, 8, 8), 5.0).contiguous(memory_format=memory_format)
     inside = torch.zeros(8, 8, dtype=torch.bool)
     inside[2:6] = True
     inside[4:8, 1:5] = True
     for mode in ("const", "rand", "pixel"):
-        erased = erase(images.clone(), rows, boxes, mode, seed=1)
+        erased = erase(images.clone(), rows, boxes, seeds, mode)
         assert (erased[0] == 5).all()
         assert (erased[1, :, ~inside] == 5).all()
         assert (erased[1, :, inside] != 5).all()
-        assert torch.equal(erased, erase(images.clone(), rows, boxes, mode, seed=1))
+        assert torch.equal(erased, erase(images.clone(), rows, boxes, seeds, mode))
         num_values = {"const": 1, "rand": 2, "pixel": int(inside.sum())}[mode]
         assert [len(channel.unique()) for channel in erased[1, :, inside]] == [num_values] * 3
-    assert (erase(images.clone(), rows, boxes, "const", 0)[1, :, inside] == 0).all()
+    assert (erase(images.clone(), rows, boxes, seeds, "const")[1, :, inside] == 0).all()
 
 
 def test_importing_the_package_is_cheap_and_offers_its_names():

@@ -6,6 +6,7 @@ from conftest import ROOT
 from torch import nn
 
 from dali_rsb.config import load_config
+from dali_rsb.draws.erasing import ErasingPolicy
 from dali_rsb.errors import UserError
 from dali_rsb.loader.batch import Batch, BatchMixing
 from dali_rsb.models import create_model
@@ -41,7 +42,7 @@ class HostRecorder:
         return result, replay
 
 
-def make_batch(seed, size=8, mixes=True, device="cpu", side=16):
+def make_batch(seed, size=8, mixes=True, device="cpu", side=16, erases=False):
     generator = torch.Generator().manual_seed(seed)
     mixing = None
     if mixes:
@@ -51,7 +52,8 @@ def make_batch(seed, size=8, mixes=True, device="cpu", side=16):
         mixing = BatchMixing(*(t.to(device) for t in (partner, lam, box, lam)))
     images = torch.randint(0, 256, (size, side, side, 3), generator=generator).byte()
     labels = torch.randint(0, 5, (size,), generator=generator)
-    return Batch(images.to(device), labels.to(device), size, mixing)
+    erasing = ErasingPolicy(1.0, "pixel").draw(seed, 0, range(size), side) if erases else None
+    return Batch(images.to(device), labels.to(device), size, mixing, erasing)
 
 
 def test_a_replay_reads_the_batch_it_is_given():
@@ -103,13 +105,14 @@ def run(step, device="cpu", updates=6, accumulation=1, **options):
     return losses
 
 
+@pytest.mark.parametrize("erases", [False, True])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_updates_are_the_same_with_and_without(monkeypatch, accumulation):
+def test_updates_are_the_same_with_and_without(monkeypatch, accumulation, erases):
     monkeypatch.setattr(step_module, "CudaRecorder", HostRecorder)
     plain = make_step("cpu", None, False, accumulation)
     graphed = make_step("cpu", None, True, accumulation)
-    expected = run(plain, accumulation=accumulation)
-    assert run(graphed, accumulation=accumulation) == expected
+    expected = run(plain, accumulation=accumulation, erases=erases)
+    assert run(graphed, accumulation=accumulation, erases=erases) == expected
     assert len(set(expected)) == len(expected)
     ours, theirs = graphed.state_dict(), plain.state_dict()
     for part in ("model", "ema"):
