@@ -49,13 +49,14 @@ class MixPolicy:
         prob: probability that a draw mixes at all.
         switch_prob: probability of CutMix where both are on.
         mode: who shares a draw: "batch" (a group), "pair" (two partners) or "elem" (nobody).
-        group_size: samples that share a draw in "batch" mode; timm's is the device batch, and
-            RSB's device batch was 512 (2048 on 4 GPUs).
+        group_size: samples that share a draw in "batch" mode. In timm that is the device batch,
+            which was 512 in RSB (2048 on 4 GPUs).
         cutmix_minmax: range of the box's sides as shares of the image's, in place of a box whose
             area is drawn from CutMix's Beta.
-        partners: "blocks" pairs inside blocks of PAIR_BLOCK samples; "ends" is timm's way, the
-            first of a device batch with its last and so on, and one draw for the device batch in
-            "batch" mode, whatever `group_size`.
+        partners: "blocks" pairs samples inside blocks of PAIR_BLOCK. "ends" pairs as timm does: the
+            first sample of a device batch with the last, the second with the last but one, and so
+            on. In "batch" mode the whole device batch then shares one draw, and `group_size` has
+            no effect.
     """
 
     mixup: float

@@ -71,7 +71,7 @@ class DaliLoader(EpochLoader):
         channels_last: memory format of the images.
         device: default a GPU if there is one.
         num_threads: CPU threads; default this process's share of the CPUs it may use.
-        prefetch: batches under way at once, at least 2; on a CPU rounded up to an even number.
+        prefetch: batches in flight, at least 2; on a CPU rounded up to an even number.
         hw_decoder_load: share of images for the GPU's JPEG engine, where it has one.
         seed: of order and draws.
         num_replicas, rank: processes that share an epoch; default torch.distributed's, or one. To

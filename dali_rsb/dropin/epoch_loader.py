@@ -80,13 +80,13 @@ class Resources:
 
     @property
     def division(self) -> Division:
-        """How threads and batches under way are divided among pipelines."""
+        """How threads and batches in flight are divided among pipelines."""
         return Division.by_default(self.device, self.num_threads, self.prefetch)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that share an epoch."""
+    """The processes that share an epoch: how many they are, and which one this is."""
 
     size: int = 1
     rank: int = 0
@@ -228,7 +228,7 @@ class EpochLoader:
             self.sampler.generator.set_state(state["sampler_generator"])
 
     def close(self) -> None:
-        """End all passes and free pipelines and threads; the next pass builds them anew."""
+        """End all passes and free pipelines and threads; the next pass builds them again."""
         for batches in list(self._passes):
             batches.close()
         while self._idle:
@@ -285,8 +285,8 @@ class EpochLoader:
     def _batches(self) -> Batches:
         """Yield the next epoch's batches.
 
-        Which one that is comes out when its first batch is asked for, not at `iter()`: Lightning
-        calls `iter()` first and `set_epoch()` then.
+        The epoch is chosen when its first batch is asked for, not at `iter()`: Lightning calls
+        `iter()` first and `set_epoch()` then.
         """
         epoch = self._epoch
         resume_at, self._resume_at = self._resume_at, None

@@ -180,9 +180,9 @@ class TimmLoader(EpochLoader):
 
     @property
     def mixup_enabled(self) -> bool:
-        """Whether the next pass mixes; to set it acts on the `FastCollateMixup`, if there is one.
+        """Whether the next pass mixes; setting it sets the `FastCollateMixup`'s, if there is one.
 
-        Targets stay rows of classes without mixing too. (A pass under way goes on as it began.)
+        Targets stay rows of classes without mixing too. (A pass that has begun goes on as it was.)
         """
         return self.collate_fn is not None and bool(self.collate_fn.mixup_enabled)
 

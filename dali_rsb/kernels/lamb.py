@@ -1,7 +1,7 @@
 """One LAMB step as operations on lists of tensors: what `lamb_triton` does in five launches.
 
-This is the plain PyTorch twin: it defines the meaning, serves CPUs, float64 and several devices,
-and never waits for a GPU.
+This is the reference implementation: it defines the meaning, serves CPUs, float64 and several
+devices, and never waits for a GPU.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def foreach_lamb(
 
 
 def _flag_is_at_hand(groups: Sequence[dict[str, Any]], buckets: Sequence[Bucket]) -> bool:
-    """Is all on the CPU? Then reading the flag waits for nothing and spares the masks below."""
+    """Whether all is on the CPU: reading the flag then waits for nothing, and spares the masks."""
     devices = [group["step"].device for group in groups] + [bucket.device for bucket in buckets]
     return all(device.type == "cpu" for device in devices)
 

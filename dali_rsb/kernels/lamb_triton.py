@@ -8,10 +8,10 @@ launch waits for the host and a step can be captured in a CUDA graph.
 2. `_scalars_kernel`: from their norm the clipping and whether to skip; counts the step;
 3. `_moments_kernel`: both moments; squares of parameter and update, summed for each chunk;
 4. `_trust_kernel`: for each tensor its trust ratio, and with it the step size;
-5. `_update_kernel`: the update again (cheaper than storing it), parameters and their average.
+5. `_update_kernel`: the update again (cheaper than storing it), parameters and their EMA.
 
-`dali_rsb.kernels.lamb` is the plain PyTorch twin. Sums have a fixed order: the same gradients give
-the same bits.
+`dali_rsb.kernels.lamb` is the reference implementation, in PyTorch. Sums have a fixed order: the
+same gradients give the same bits.
 """
 
 # Triton gives the arguments of kernels their types.
@@ -30,14 +30,14 @@ import triton.language as tl
 from torch import Tensor
 
 CHUNK = 2048  # elements of one program
-NUM_WARPS = (
-    8  # of such a program: 8 elements a thread, which leaves room for 3 or 4 programs on an SM
-)
-REDUCE_BLOCK = 4096  # sums of chunks that the second kernel reads at once
-TRUST_BLOCK, TRUST_WARPS = 1024, 4  # and the fourth, whose programs are many
+# A thread of such a program has 8 elements, and its registers let 3 or 4 programs share an SM.
+NUM_WARPS = 8
+REDUCE_BLOCK = 4096  # chunk sums that `_scalars_kernel`, a single program, reads at once
+# Chunk sums that a program of `_trust_kernel` reads at once, and its warps: one program a tensor.
+TRUST_BLOCK, TRUST_WARPS = 1024, 4
 
-# Rows of the table of addresses, each with one entry a tensor; an address of 0 is no tensor. The
-# addresses of the groups' step counts follow.
+# Rows of the table of addresses: one entry for each tensor, 0 where there is none. The addresses of
+# the groups' step counts follow.
 PARAM, GRAD, EXP_AVG, EXP_AVG_SQ, AVERAGE = range(5)
 _ALIGNED = 5  # 1 where all addresses allow reads of 16 bytes
 _NUM_ROWS = 6
@@ -45,15 +45,15 @@ _PARAM, _GRAD, _EXP_AVG = tl.constexpr(PARAM), tl.constexpr(GRAD), tl.constexpr(
 _EXP_AVG_SQ, _AVERAGE = tl.constexpr(EXP_AVG_SQ), tl.constexpr(AVERAGE)
 _IS_ALIGNED = tl.constexpr(_ALIGNED)
 
-# What the host sets: rows with one entry a group, then the weight of a parameter in its average.
+# What the host sets: rows with one entry for each group, then a parameter's weight in its EMA.
 _NUM_HYPER = 11
 _LR, _LOG_BETA1, _LOG_BETA2, _BETA1, _BETA2 = (tl.constexpr(i) for i in range(5))
 _GRAD_WEIGHT, _EPS, _WEIGHT_DECAY = (tl.constexpr(i) for i in range(5, 8))
 _CORRECT_BIAS, _ADAPT, _CLIP_TRUST = (tl.constexpr(i) for i in range(8, 11))
 _HYPER_ROWS = tl.constexpr(_NUM_HYPER)
 
-# What the second kernel leaves for the others: rows with one entry a group, then the factor that
-# unscales and clips the gradients.
+# What `_scalars_kernel` leaves for the others: rows with one entry for each group, then the factor
+# that unscales and clips the gradients.
 _NUM_SCALARS = 4
 _STEP_SIZE, _SCALED_EPS, _SCALED_DECAY, _SCALE = (tl.constexpr(i) for i in range(4))
 _SCALAR_ROWS = tl.constexpr(_NUM_SCALARS)
@@ -308,7 +308,7 @@ def _update_chunk(
     grad = tl.load(table + _GRAD * num_tensors + tensor)
     p = _load(param, start, rest, FULL, CHUNK)
     if AVERAGES:
-        # Read early, so that all reads are under way together; a tensor without an average reads
+        # Read early, so that all reads are in flight together; a tensor without an EMA reads
         # the parameter once more.
         average = tl.load(table + _AVERAGE * num_tensors + tensor)
         a = _load(tl.where(average != 0, average, param), start, rest, FULL, CHUNK)
@@ -410,7 +410,7 @@ class LambKernels:
             values: for each group the learning rate, log beta1, log beta2, beta1, beta2, weight
                 of a gradient in the first moment, eps, weight decay, and as 0 or 1 whether to
                 correct the bias, to use the trust ratio, and to bound that by 1.
-            average_weight: of a parameter in its average, 1 - decay.
+            average_weight: of a parameter in its EMA, 1 - decay.
         """
         flat = [value for row in zip(*values, strict=True) for value in row] + [average_weight]
         if flat != self._hyper_values:

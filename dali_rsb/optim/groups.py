@@ -45,7 +45,7 @@ def param_groups(
     Raises:
         UserError: `layer_decay` for a model without `group_matcher`.
     """
-    exempt = getattr(model, "no_weight_decay", set)()
+    exempt: Iterable[str] = getattr(model, "no_weight_decay", set)()
     if layer_decay is None:
         return _by_weight_decay(model, weight_decay, exempt)
     layers = _layers(model)

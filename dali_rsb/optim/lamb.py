@@ -198,14 +198,14 @@ class Lamb(torch.optim.Optimizer):
         return loss
 
     def fuse_averages(self, averages: Mapping[Tensor, Tensor], weight: float) -> set[Tensor]:
-        """Let the next `step` also move `average` by `weight` towards the updated parameter.
+        """Let the next `step` also move each EMA by `weight` towards its updated parameter.
 
         Args:
-            averages: the average of each parameter, itself a tensor like it.
+            averages: the EMA of each parameter, a tensor like it.
             weight: 1 - decay.
 
         Returns:
-            The parameters whose average the next step will update, whether or not it skips.
+            The parameters whose EMA the next step will update, whether or not it skips.
         """
         if self.backend != "triton":
             return set()

@@ -35,14 +35,14 @@ def takes_norm(optimizer: torch.optim.Optimizer) -> bool:
 def fuse_averages(
     optimizer: torch.optim.Optimizer, averages: Mapping[Tensor, Tensor], weight: float
 ) -> set[Tensor]:
-    """Let the optimizer's next `step` also move averages towards the updated parameters.
+    """Let the optimizer's next `step` also update EMAs of its parameters.
 
     Args:
-        averages: the average of each parameter, itself a tensor like it.
+        averages: the EMA of each parameter, a tensor like it.
         weight: 1 - decay.
 
     Returns:
-        The parameters whose average the next step updates, whether or not it skips; empty for an
+        The parameters whose EMA the next step updates, whether or not it skips; none for an
         optimizer that cannot.
     """
     fuse: Any = getattr(optimizer, "fuse_averages", None)

@@ -296,7 +296,7 @@ class Trainer:
             if theirs != ours:
                 raise UserError(
                     f"{path} was trained with {section}.{key}={theirs}, not {ours}; set "
-                    f"{section}.{key}={theirs}, or start anew from model.weights={path}"
+                    f"{section}.{key}={theirs}, or start again from model.weights={path}"
                 )
         self.step.load_state_dict(state, path)
         self.step.updates_done = self._position(path, state)

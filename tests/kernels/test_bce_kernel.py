@@ -1,4 +1,4 @@
-"""BCE on sparse mixed targets: the Triton kernel, by Triton's interpreter, against its twin."""
+"""BCE on sparse mixed targets: the Triton kernel, interpreted, against its reference."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def loss_and_gradient(function, logits, *arguments, factor=1.0):
     return loss.detach(), gradient.double() * logits.numel() / factor
 
 
-def assert_equals_the_twin(logits, *arguments, factor=1.0):
+def assert_equals_the_reference(logits, *arguments, factor=1.0):
     loss, gradient = loss_and_gradient(
         bce_triton.mixed_bce_triton, logits, *arguments, factor=factor
     )
@@ -45,7 +45,8 @@ def assert_equals_the_twin(logits, *arguments, factor=1.0):
     )
     assert loss.dtype == torch.float32
     assert loss.shape == ()
-    scale = 1.0 + logits.detach().abs().max().item()  # the twin subtracts y * z from softplus(z)
+    # The reference subtracts y * z from softplus(z).
+    scale = 1.0 + logits.detach().abs().max().item()
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6 * scale)
     # Rounded to the dtype twice; the interpreter cuts bfloat16 off where a GPU rounds. What
     # float16 cannot hold, below 3e-8, differs.
@@ -88,28 +89,28 @@ def batches(draw):
     threshold=st.one_of(st.none(), st.sampled_from([0.0, 0.2, 0.5]), st.floats(0, 0.75)),
     factor=st.sampled_from([1.0, LOSS_SCALE]),
 )
-def test_equals_the_twin(batch, smoothing, threshold, factor):
+def test_equals_the_reference(batch, smoothing, threshold, factor):
     # For float16 without a loss scale, tiny gradients are lost; no matter whose.
     factor = LOSS_SCALE if batch[0].dtype == torch.float16 else factor
-    assert_equals_the_twin(*batch, smoothing, threshold, factor=factor)
+    assert_equals_the_reference(*batch, smoothing, threshold, factor=factor)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_classes", [1, 1000, 2500])  # the last in three blocks
-def test_equals_the_twin_for_many_classes(dtype, num_classes):
+def test_equals_the_reference_for_many_classes(dtype, num_classes):
     generator = torch.Generator().manual_seed(0)
     logits = (torch.randn(4, num_classes, generator=generator) * 4 - 5).to(dtype)
     labels = torch.randint(num_classes, (4,), generator=generator)
     lam = torch.tensor([0.0, 0.3, 0.5, 1.0])
     for smoothing, threshold in ((0.1, None), (0.0, 0.2)):
         arguments = labels, labels.flip(0), lam, smoothing, threshold
-        assert_equals_the_twin(logits, *arguments, factor=LOSS_SCALE)
+        assert_equals_the_reference(logits, *arguments, factor=LOSS_SCALE)
 
 
 # At 0.2 and 0.8 a target equals the threshold; with smoothing 0.1 over four classes it does where
 # 0.925 * lam + 0.025 * (1 - lam) does: the rounding of each step decides on which side it lies.
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_targets_at_the_threshold_fall_on_the_twins_side(smoothing):
+def test_targets_at_the_threshold_fall_on_the_references_side(smoothing):
     lam = torch.linspace(0, 1, 21)
     labels, partners = torch.zeros(21, dtype=torch.int64), torch.ones(21, dtype=torch.int64)
     partners[::4] = 0
@@ -211,12 +212,12 @@ def test_the_criterion_calls_the_kernel_under_autocast_and_torch_compile(monkeyp
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return function(inputs @ parameter, labels, labels.flip(0), lam)
 
-    def on_twin(logits, *batch):
+    def on_reference(logits, *batch):
         return mixed_bce_plain(logits, *batch, 0.1, 0.2)
 
     results = []
     compiled = torch.compile(criterion, backend="aot_eager", fullgraph=True)
-    for function in (criterion, compiled, on_twin):
+    for function in (criterion, compiled, on_reference):
         parameter = weight.clone().requires_grad_()
         loss = loss_of(parameter, function)
         loss.backward()

@@ -1,4 +1,4 @@
-"""The Triton LAMB against its plain PyTorch twin, by Triton's interpreter; and compiled ahead."""
+"""The Triton LAMB: against its reference, by Triton's interpreter, and compiled ahead."""
 
 import copy
 from typing import ClassVar
@@ -164,39 +164,39 @@ def bits(tensor):
 
 @settings(max_examples=40)
 @given(cases())
-def test_equals_the_twin(case):
+def test_equals_the_reference(case):
     groups, steps, options, decay = case
     kernel, ours = build(groups, options, "triton")
-    twin, theirs = build(groups, options, "foreach")
+    reference, theirs = build(groups, options, "foreach")
     averages = {p: p.detach().clone() for p in ours[::2]}
     expected_averages = [average.clone() for average in averages.values()]
     for number, step in enumerate(steps):
         before = [bits(p) for p in ours]
         has_bad = set_grads(ours, step, number)
         set_grads(theirs, step, number)
-        for optimizer in (kernel, twin):
+        for optimizer in (kernel, reference):
             set_amp(optimizer, step)
         assert kernel.fuse_averages(averages, 1 - decay) == set(averages)
         kernel.step()
-        twin.step()
+        reference.step()
         for average, p in zip(expected_averages, theirs[::2], strict=True):
             average.lerp_(p.detach(), 1 - decay)
 
-        assert kernel.skipped == twin.skipped == float(has_bad or step["found_inf"] is True)
+        assert kernel.skipped == reference.skipped == float(has_bad or step["found_inf"] is True)
         if kernel.skipped:
             assert all(torch.equal(a, bits(p)) for a, p in zip(before, ours, strict=True))
-        assert_same_state(kernel, ours, twin, theirs)
+        assert_same_state(kernel, ours, reference, theirs)
     for average, expected in zip(averages.values(), expected_averages, strict=True):
         torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-6)
 
 
-def assert_same_state(kernel, ours, twin, theirs):
-    for ours_group, group in zip(kernel.param_groups, twin.param_groups, strict=True):
+def assert_same_state(kernel, ours, reference, theirs):
+    for ours_group, group in zip(kernel.param_groups, reference.param_groups, strict=True):
         assert float(ours_group["step"]) == float(group["step"])
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
-        assert kernel.state[p].keys() == twin.state[q].keys()
-        for name, moment in twin.state[q].items():
+        assert kernel.state[p].keys() == reference.state[q].keys()
+        for name, moment in reference.state[q].items():
             assert kernel.state[p][name].stride() == p.stride()
             # Sums of large and small: relative to the largest.
             size = float(moment.abs().max()) if moment.numel() else 0.0
@@ -228,25 +228,25 @@ GOOD_STEP = {
 def test_twenty_steps_of_several_chunks():
     options = {"lr": 5e-3}
     kernel, ours = build(RESNET_LIKE, options, "triton")
-    twin, theirs = build(RESNET_LIKE, options, "foreach")
+    reference, theirs = build(RESNET_LIKE, options, "foreach")
     for number in range(20):
-        for optimizer, params in ((kernel, ours), (twin, theirs)):
+        for optimizer, params in ((kernel, ours), (reference, theirs)):
             optimizer.param_groups[1]["lr"] = 1e-3 * (number + 1)
             set_grads(params, GOOD_STEP, number)
             set_amp(optimizer, GOOD_STEP)
             optimizer.step()
-    assert_same_state(kernel, ours, twin, theirs)
+    assert_same_state(kernel, ours, reference, theirs)
 
 
 def test_without_eps_nothing_past_the_end_of_a_tensor_counts():
     kernel, ours = build(RESNET_LIKE, {"eps": 0.0}, "triton")
-    twin, theirs = build(RESNET_LIKE, {"eps": 0.0}, "foreach")
+    reference, theirs = build(RESNET_LIKE, {"eps": 0.0}, "foreach")
     for number in range(2):
-        for optimizer, params in ((kernel, ours), (twin, theirs)):
+        for optimizer, params in ((kernel, ours), (reference, theirs)):
             set_grads(params, GOOD_STEP, number)
             set_amp(optimizer, GOOD_STEP)
             optimizer.step()
-    assert_same_state(kernel, ours, twin, theirs)
+    assert_same_state(kernel, ours, reference, theirs)
 
 
 def test_five_launches_whatever_the_number_of_tensors():
@@ -271,18 +271,18 @@ def test_the_same_bits_again():
 
 def test_gradients_at_new_addresses_are_found():
     optimizer, params = build(RESNET_LIKE, {}, "triton")
-    twin, theirs = build(RESNET_LIKE, {}, "foreach")
+    reference, theirs = build(RESNET_LIKE, {}, "foreach")
     kept = []  # so that no address comes back
     for number in range(3):
-        for current, tensors in ((optimizer, params), (twin, theirs)):
+        for current, tensors in ((optimizer, params), (reference, theirs)):
             set_grads(tensors, GOOD_STEP, number)
             kept += [p.grad for p in tensors]
             current.step()
-    assert_same_state(optimizer, params, twin, theirs)
+    assert_same_state(optimizer, params, reference, theirs)
 
 
 @pytest.mark.parametrize("kernel_first", [True, False])
-def test_state_dict_interchange_with_the_twin(kernel_first):
+def test_state_dict_interchange_with_the_reference(kernel_first):
     names = ("triton", "foreach") if kernel_first else ("foreach", "triton")
     first, params = build(RESNET_LIKE, {}, names[0])
     for number in range(2):
@@ -300,23 +300,23 @@ def test_state_dict_interchange_with_the_twin(kernel_first):
 
 def test_a_learning_rate_in_a_tensor():
     optimizer, params = build(RESNET_LIKE, {}, "triton")
-    twin, theirs = build(RESNET_LIKE, {}, "foreach")
-    for group in (*optimizer.param_groups, *twin.param_groups):
+    reference, theirs = build(RESNET_LIKE, {}, "foreach")
+    for group in (*optimizer.param_groups, *reference.param_groups):
         group["lr"] = torch.tensor(2e-3)
     for number in range(2):
-        for current, tensors in ((optimizer, params), (twin, theirs)):
+        for current, tensors in ((optimizer, params), (reference, theirs)):
             for group in current.param_groups:
                 group["lr"].mul_(0.5)
             set_grads(tensors, GOOD_STEP, number)
             current.step()
-    assert_same_state(optimizer, params, twin, theirs)
+    assert_same_state(optimizer, params, reference, theirs)
 
 
 def test_a_group_added_later():
     optimizer, params = build(RESNET_LIKE[:1], {}, "triton")
-    twin, theirs = build(RESNET_LIKE[:1], {}, "foreach")
+    reference, theirs = build(RESNET_LIKE[:1], {}, "foreach")
     for number in range(2):
-        for current, tensors in ((optimizer, params), (twin, theirs)):
+        for current, tensors in ((optimizer, params), (reference, theirs)):
             if number == 1:
                 new = nn.Parameter(torch.full((5, 5), 0.5))
                 current.add_param_group({"params": [new]})
@@ -324,7 +324,7 @@ def test_a_group_added_later():
             set_grads(tensors, GOOD_STEP | {"sizes": [1e-2] * len(tensors)}, number)
             current.step()
     assert [float(group["step"]) for group in optimizer.param_groups] == [2.0, 1.0]
-    assert_same_state(optimizer, params, twin, theirs)
+    assert_same_state(optimizer, params, reference, theirs)
 
 
 # EMA

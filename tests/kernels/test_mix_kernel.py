@@ -1,4 +1,4 @@
-"""Normalise + mix + cast: against the formula and timm; kernel and CPU code against the twin."""
+"""Normalise, mix, cast: against formula and timm; kernel and CPU code against the reference."""
 
 import re
 from unittest.mock import patch
@@ -144,7 +144,7 @@ def batches(draw):
         [(IMAGENET_MEAN, IMAGENET_STD), ((0.5, 0.1, 0.9), (1.0, 0.3, 0.5))]
     ),
 )
-def test_kernel_equals_the_twin(batch, dtype, block, normalization):
+def test_kernel_equals_the_reference(batch, dtype, block, normalization):
     images, mixing = batch
     expected = normalize_mix_plain(images, *normalization, dtype, **mixing)
     got = run_kernel(images, *normalization, dtype, block, **mixing)
@@ -157,7 +157,7 @@ def test_kernel_equals_the_twin(batch, dtype, block, normalization):
     dtype=st.sampled_from(DTYPES),
     band_values=st.sampled_from([1, 50, 100, mix._SERIAL_NUMEL]),
 )
-def test_cpu_code_equals_the_twin(batch, dtype, band_values):
+def test_cpu_code_equals_the_reference(batch, dtype, band_values):
     images, mixing = batch
     expected = normalize_mix_plain(images, dtype=dtype, **mixing)
     with patch.object(mix, "_SERIAL_NUMEL", band_values):
@@ -208,7 +208,7 @@ def test_kernel_reads_only_what_counts(pixel_lam, box, most):
     assert IMAGES.numel() <= num_read <= most * IMAGES.numel()
 
 
-def test_other_devices_get_the_twin():
+def test_other_devices_get_the_reference():
     assert normalize_mix(IMAGES.to("meta"), dtype=torch.float16).shape == (8, 3, 20, 20)
 
 

@@ -1,4 +1,4 @@
-"""The LAMB kernels on a GPU: against their twin, without synchronisation, in a CUDA graph."""
+"""The LAMB kernels on a GPU: against their reference, without synchronisation, in a CUDA graph."""
 
 import copy
 
@@ -53,20 +53,20 @@ def assert_same(model, other, rtol=1e-5):
 
 
 @pytest.mark.parametrize("scale", [None, 65536.0])
-def test_kernels_equal_the_twin(scale):
+def test_kernels_equal_the_reference(scale):
     model = make_model()
     other = copy.deepcopy(model)
     kernel, ema = make_pair("triton", model)
-    twin, other_ema = make_pair("foreach", other)
+    reference, other_ema = make_pair("foreach", other)
     for number in range(1, 21):
-        for current, optimizer, average in ((model, kernel, ema), (other, twin, other_ema)):
+        for current, optimizer, average in ((model, kernel, ema), (other, reference, other_ema)):
             set_grads(current, number, 10.0 ** (number % 5 - 4) * (scale or 1.0))
             if number == 7:
                 current.fc.weight.grad[3, 5] = torch.nan
             if scale is not None:
                 optimizer.grad_scale = torch.tensor(scale, device="cuda")
             step_with_ema(optimizer, average, current, number)
-        assert kernel.skipped == twin.skipped == float(number == 7)
+        assert kernel.skipped == reference.skipped == float(number == 7)
     assert [float(group["step"]) for group in kernel.param_groups] == [19.0, 19.0]
     assert_same(model, other)
     assert_same(ema.module, other_ema.module)
@@ -77,7 +77,7 @@ def test_unaligned_gradients_and_odd_sizes():
     shapes = [(37,), (37, 2048), (5, 3, 7, 7), (2049,)]
     ours = [nn.Parameter(torch.randn(shape, device="cuda")) for shape in shapes]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
-    kernel, twin = Lamb(ours, backend="triton"), Lamb(theirs, backend="foreach")
+    kernel, reference = Lamb(ours, backend="triton"), Lamb(theirs, backend="foreach")
     bucket = torch.empty(sum(p.numel() for p in ours), device="cuda")  # as DDP has them
     for _ in range(5):
         bucket.normal_()
@@ -85,7 +85,7 @@ def test_unaligned_gradients_and_odd_sizes():
             p.grad = grad.view(p.shape)
             q.grad = p.grad.clone()
         kernel.step()
-        twin.step()
+        reference.step()
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
@@ -201,7 +201,7 @@ def test_a_captured_step_replays_with_new_gradients_and_learning_rates():
     model = make_model()
     other = copy.deepcopy(model)
     optimizer, ema = make_pair("triton", model)
-    twin, other_ema = make_pair("foreach", other)
+    reference, other_ema = make_pair("foreach", other)
     scale = torch.tensor(256.0, device="cuda")
     set_grads(model, 0)
     grads = [p.grad for p in model.parameters()]
@@ -214,8 +214,8 @@ def test_a_captured_step_replays_with_new_gradients_and_learning_rates():
             grads[5].view(-1)[0] = torch.inf
             other.conv1.weight.grad.view(-1)[0] = torch.inf
 
-    def twin_step(number):
-        step_with_ema(twin, other_ema, other, number)
+    def reference_step(number):
+        step_with_ema(reference, other_ema, other, number)
 
     stream = torch.cuda.Stream()
     optimizer.grad_scale = scale
@@ -225,7 +225,7 @@ def test_a_captured_step_replays_with_new_gradients_and_learning_rates():
         ema.hand_over(optimizer, 1)
         optimizer.step()
     torch.cuda.synchronize()
-    twin_step(1)
+    reference_step(1)
 
     graph = torch.cuda.CUDAGraph()
     ema.hand_over(optimizer, 2)
@@ -233,15 +233,15 @@ def test_a_captured_step_replays_with_new_gradients_and_learning_rates():
         optimizer.step()
     for number in range(2, 8):
         lr = 5e-3 / number
-        for group in (*optimizer.param_groups, *twin.param_groups):
+        for group in (*optimizer.param_groups, *reference.param_groups):
             group["lr"] = lr
         new_gradients(number)
         ema.hand_over(optimizer, number)
         optimizer.upload()
         graph.replay()
         ema.update(model, number)
-        twin_step(number)
-        assert optimizer.skipped == twin.skipped == float(number == 4)
+        reference_step(number)
+        assert optimizer.skipped == reference.skipped == float(number == 4)
 
     # An ordinary step with gradients elsewhere in between does not disturb the graph.
     for number in (8, 9):
@@ -255,6 +255,6 @@ def test_a_captured_step_replays_with_new_gradients_and_learning_rates():
             optimizer.upload()
             graph.replay()
         ema.update(model, number)
-        twin_step(number)
+        reference_step(number)
     assert_same(model, other, rtol=1e-4)
     assert_same(ema.module, other_ema.module, rtol=1e-4)

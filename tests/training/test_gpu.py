@@ -142,7 +142,7 @@ def random_mixing(batch, height, width):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(12, 160, 160), (5, 61, 37), (9, 1, 1), (6, 5, 2), (4, 30, 44)])
 @pytest.mark.parametrize("offset", [0, 1, 8])
-def test_mix_kernel_equals_its_twin(dtype, shape, offset):
+def test_mix_kernel_equals_its_reference(dtype, shape, offset):
     numel = int(np.prod(shape)) * 3
     images = random_images(offset + numel)[offset:].view(*shape, 3)
     constants = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25), dtype
@@ -172,7 +172,7 @@ def test_mix_kernel_beyond_two_to_the_31st_byte():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_classes", [1, 10, 1000, 21841])
 @pytest.mark.parametrize(("smoothing", "threshold"), [(0.1, None), (0.0, 0.2), (0.1, 0.2)])
-def test_bce_kernel_equals_its_twin(dtype, num_classes, smoothing, threshold):
+def test_bce_kernel_equals_its_reference(dtype, num_classes, smoothing, threshold):
     generator = torch.Generator("cuda").manual_seed(0)
     stored = torch.randn(64, num_classes + 1, device="cuda", generator=generator) * 4 - 4
     labels = torch.randint(num_classes, (64,), device="cuda", generator=generator)
@@ -186,11 +186,11 @@ def test_bce_kernel_equals_its_twin(dtype, num_classes, smoothing, threshold):
         (gradient,) = torch.autograd.grad(loss * loss_scale, logits)
         return loss.detach(), gradient.double() * logits.numel() / loss_scale
 
-    def twin(*batch):
+    def reference(*batch):
         return mixed_bce_plain(*batch, smoothing, threshold)
 
     loss, gradient = loss_and_gradient(MixedBinaryCrossEntropy(smoothing, threshold))
-    expected, expected_gradient = loss_and_gradient(twin)
+    expected, expected_gradient = loss_and_gradient(reference)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     numbers = torch.finfo(dtype)
     # Between the smallest numbers of the type, as far as the scaling above has moved them.
@@ -199,7 +199,7 @@ def test_bce_kernel_equals_its_twin(dtype, num_classes, smoothing, threshold):
     torch.testing.assert_close(gradient, expected_gradient, rtol=rtol, atol=1e-6 + 2 * gap)
 
 
-def test_bce_targets_at_the_threshold_fall_on_the_twins_side():
+def test_bce_targets_at_the_threshold_fall_on_the_references_side():
     lam = torch.linspace(0, 1, 4096, device="cuda")
     labels = torch.zeros(4096, dtype=torch.int64, device="cuda")
 
