@@ -335,7 +335,7 @@ def _text(
     if not any(rate.start_up_s for rate in rates):
         lines.append(
             "published rates are ceilings: but for the RSB authors', none has RandAugment, mixing, "
-            "LAMB or an average of the weights in it"
+            "LAMB or an EMA in it"
         )
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """Training rates of ResNet-50 on ImageNet that others have published, for machines not at hand.
 
-None of them runs RandAugment, mixup, CutMix, LAMB or an average of the weights, except the RSB
+None of them runs RandAugment, mixup, CutMix, LAMB or an EMA, except the RSB
 authors': they are ceilings, not forecasts.
 """
 

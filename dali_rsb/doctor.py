@@ -1,5 +1,5 @@
 """The command `python -m dali_rsb.doctor [DATA]`: what on this machine keeps training from running
-fast, or at all, and the command that mends each of it.
+fast, or at all, and the command that fixes it.
 
 Exit code: 0 without problems, 1 with problems, 2 for a mistake in the command line.
 """
@@ -48,9 +48,9 @@ def main() -> None:
 
 
 def format_finding(finding: Finding) -> str:
-    """One line, and the mend below it."""
+    """One line, and the fix below it."""
     line = f"{_MARKS[finding.level]:8}{finding.check}: {finding.message}"
-    return line if finding.mend is None else f"{line}\n{'':8}-> {finding.mend}"
+    return line if finding.fix is None else f"{line}\n{'':8}-> {finding.fix}"
 
 
 def diagnose(data: Path | None) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """What the host tells the RandAugment of a DALI pipeline: one branch, value and matrix a layer.
 
-Apart from the operators, so that whoever draws need not import DALI.
+Apart from the operators, so that the code that draws does not import DALI.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading configurations: the recipes' values, overrides, and errors that name the mend."""
+"""Reading configurations: the recipes' values, overrides, and errors that name the fix."""
 
 from pathlib import Path
 

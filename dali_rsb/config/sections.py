@@ -216,7 +216,7 @@ class Schedule(Section):
 
 
 class Ema(Section):
-    """Exponential moving average of the weights."""
+    """Exponential moving average (EMA) of the weights."""
 
     decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="decay of an update; none: no EMA"

@@ -94,7 +94,7 @@ def test_gpus_on_the_pci_bus(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gpus", "driver", "num_pci", "in_container", "level", "mend"),
+    ("gpus", "driver", "num_pci", "in_container", "level", "fix"),
     [
         ([V100], "535.1", 1, False, "ok", None),
         ([], None, 0, False, "note", "run.device=cpu"),
@@ -104,10 +104,10 @@ def test_gpus_on_the_pci_bus(tmp_path):
         ([], "535.1", 2, False, "problem", "nvidia-smi"),
     ],
 )
-def test_driver(gpus, driver, num_pci, in_container, level, mend):
+def test_driver(gpus, driver, num_pci, in_container, level, fix):
     found = gpu.check_driver(gpus, driver, num_pci, in_container)
     assert found.level == level
-    assert found.mend is None if mend is None else mend in found.mend
+    assert found.fix is None if fix is None else fix in found.fix
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_which_code_runs_on_which_gpu(capability, archs, expected):
 
 
 @pytest.mark.parametrize(
-    ("torch", "gpus", "level", "mend"),
+    ("torch", "gpus", "level", "fix"),
     [
         (TORCH_2_10, [V100, H100], "ok", None),
         (TORCH_2_10, [], "ok", None),
@@ -146,21 +146,21 @@ def test_which_code_runs_on_which_gpu(capability, archs, expected):
         ({"error": "OSError: libcudart.so.12"}, [], "problem", PIP_TESTED_STACK),
     ],
 )
-def test_torch_build(torch, gpus, level, mend):
+def test_torch_build(torch, gpus, level, fix):
     found = gpu.check_torch_build(torch, gpus)
     assert found.level == level
-    assert found.mend is None if mend is None else mend in found.mend
+    assert found.fix is None if fix is None else fix in found.fix
 
 
 def test_v100_and_a_cuda_13_wheel_is_told_as_such():
     found = gpu.check_torch_build(TORCH_2_12, [V100])
     assert "Tesla V100" in found.message
     assert "sm_70" in found.message
-    assert found.mend == PIP_TESTED_STACK
+    assert found.fix == PIP_TESTED_STACK
 
 
 @pytest.mark.parametrize(
-    ("driver", "cuda", "gpus", "mend"),
+    ("driver", "cuda", "gpus", "fix"),
     [
         ("535.104.05", {"torch": 12, "DALI": 12}, [V100], None),
         ("525.60.13", {"torch": 12}, [V100], None),
@@ -174,10 +174,10 @@ def test_v100_and_a_cuda_13_wheel_is_told_as_such():
         ("999.1", {"torch": 99}, [H100], None),
     ],
 )
-def test_driver_age(driver, cuda, gpus, mend):
+def test_driver_age(driver, cuda, gpus, fix):
     found = gpu.check_driver_age(driver, cuda, gpus)
-    assert found.level == ("ok" if mend is None else "problem")
-    assert found.mend == mend
+    assert found.level == ("ok" if fix is None else "problem")
+    assert found.fix == fix
 
 
 def test_cuda_of_the_packages():
@@ -186,7 +186,7 @@ def test_cuda_of_the_packages():
 
 
 @pytest.mark.parametrize(
-    ("distributions", "gpus", "level", "mend"),
+    ("distributions", "gpus", "level", "fix"),
     [
         (["nvidia-dali-cuda120==2.4.0"], [V100], "ok", None),
         (["nvidia-dali-cuda130==2.4.0"], [T4, H100], "ok", None),
@@ -200,10 +200,10 @@ def test_cuda_of_the_packages():
         ([], [], "problem", PIP_TESTED_STACK),
     ],
 )
-def test_dali_build(distributions, gpus, level, mend):
+def test_dali_build(distributions, gpus, level, fix):
     found = gpu.check_dali_build(distributions, gpus)
     assert found.level == level
-    assert found.mend is None if mend is None else mend in found.mend
+    assert found.fix is None if fix is None else fix in found.fix
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_jpeg_engine(gpus, answer, level, words):
     assert found.level == level
     assert words in found.message
     if level == "problem":
-        assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in found.mend
+        assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in found.fix
 
 
 def test_torch_that_sees_no_gpu():
@@ -267,7 +267,7 @@ def test_without_nvjpeg_engines_are_unknown(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("available", "affinity", "cores", "num_gpus", "level", "mend"),
+    ("available", "affinity", "cores", "num_gpus", "level", "fix"),
     [
         (16, 16, 16, 1, "ok", None),
         (2, 2, 2, 0, "ok", None),
@@ -276,14 +276,14 @@ def test_without_nvjpeg_engines_are_unknown(monkeypatch):
         (3, 3, 3, 1, "problem", "--cpus=4"),
     ],
 )
-def test_cpus(available, affinity, cores, num_gpus, level, mend):
+def test_cpus(available, affinity, cores, num_gpus, level, fix):
     found = machine.check_cpus(available, affinity, cores, num_gpus)
     assert found.level == level
-    assert found.mend is None if mend is None else mend in found.mend
+    assert found.fix is None if fix is None else fix in found.fix
 
 
 @pytest.mark.parametrize(
-    ("soft", "hard", "level", "mend"),
+    ("soft", "hard", "level", "fix"),
     [
         (65536, 65536, "ok", None),
         (resource.RLIM_INFINITY, resource.RLIM_INFINITY, "ok", None),
@@ -292,9 +292,9 @@ def test_cpus(available, affinity, cores, num_gpus, level, mend):
         (256, 2048, "problem", "ulimit -n 2048"),
     ],
 )
-def test_open_files(soft, hard, level, mend):
+def test_open_files(soft, hard, level, fix):
     found = machine.check_open_files(soft, hard)
-    assert (found.level, found.mend) == (level, mend)
+    assert (found.level, found.fix) == (level, fix)
 
 
 def test_shared_memory_matters_between_gpus_alone(tmp_path):
@@ -344,7 +344,7 @@ def test_apex(tmp_path):
     assert software.check_apex(specs.get).level == "ok"
     specs["apex"] = _spec(other)
     impostor = software.check_apex(specs.get)
-    assert (impostor.level, impostor.mend) == ("problem", "pip uninstall -y apex")
+    assert (impostor.level, impostor.fix) == ("problem", "pip uninstall -y apex")
     specs["apex"] = _spec(nvidias)
     assert software.check_apex(specs.get).level == "note"
     specs["amp_C"] = _spec()
@@ -358,7 +358,7 @@ def test_packages(name):
     broken = software.check_package(name, {"error": "ImportError: no symbol"})
     assert broken.level == "problem"
     assert "no symbol" in broken.message
-    assert broken.mend.startswith("pip install")
+    assert broken.fix.startswith("pip install")
 
 
 def test_installed_dali_is_one_distribution():
@@ -442,19 +442,19 @@ def test_the_rate_that_training_wants(gpus, cpus, expected):
 
 
 @pytest.mark.parametrize(
-    ("rate", "fits", "level", "mend"),
+    ("rate", "fits", "level", "fix"),
     [
         (3000, False, "ok", None),
         (300, True, "note", "find .* xargs"),
         (300, False, "problem", "dali_rsb.pack"),
     ],
 )
-def test_storage(tmp_path, rate, fits, level, mend):
+def test_storage(tmp_path, rate, fits, level, fix):
     reads = Reads(rate, rate * 110_000, 1.0, 0.25, 0.0)
     found = storage.check_storage(tmp_path, reads, 1000, fits)
     assert found.level == level
     assert "25 % of the files" in found.message
-    assert found.mend is None if mend is None else re.search(mend, found.mend)
+    assert found.fix is None if fix is None else re.search(fix, found.fix)
     unknown = storage.check_storage(tmp_path, Reads(rate, 1, 1.0, None, None), 1000, fits)
     assert "does not tell" in unknown.message
 
@@ -484,7 +484,7 @@ def test_a_probe_that_fails_or_crashes_or_hangs_is_an_error(monkeypatch):
     assert "180 s" in answer["error"]
     found = gpu.check_dali_runs("GPU", answer)
     assert found.level == "problem"
-    assert "--force-reinstall" in found.mend
+    assert "--force-reinstall" in found.fix
 
 
 def _run_main(monkeypatch, *arguments):
@@ -496,13 +496,13 @@ def _run_main(monkeypatch, *arguments):
 
 @pytest.mark.parametrize(("level", "code"), [("ok", 0), ("note", 0), ("problem", 1)])
 def test_exit_codes_and_lines(monkeypatch, capsys, level, code):
-    findings = [Finding("one", "ok", "fine"), Finding("two", level, "so so", "mend it")]
+    findings = [Finding("one", "ok", "fine"), Finding("two", level, "so so", "fix it")]
     monkeypatch.setattr(doctor, "diagnose", lambda data: iter(findings))
     assert _run_main(monkeypatch) == code
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "OK      one: fine"
     assert lines[1].split()[0] == level.upper()
-    assert lines[2] == "        -> mend it"
+    assert lines[2] == "        -> fix it"
 
 
 def test_data_that_is_no_folder_is_a_user_error(monkeypatch, tmp_path):
@@ -531,4 +531,4 @@ def test_the_command_on_this_machine(tmp_path):
     assert by_check["DALI on CPU"]["level"] == "ok"
     has_problem = any(found["level"] == "problem" for found in findings)
     assert result.returncode == (1 if has_problem else 0)
-    assert all(found["mend"] for found in findings if found["level"] == "problem")
+    assert all(found["fix"] for found in findings if found["level"] == "problem")

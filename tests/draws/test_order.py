@@ -108,7 +108,7 @@ def test_planned_device_batch_is_the_largest_that_fits():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "mend"),
+    ("arguments", "fix"),
     [
         ((2048, 3, None, 256), r"batch_size=2048 cannot be shared by 3 .*batch_size=2046"),
         ((2048, 4, 100, 256), r"batch_per_device=100 .* set run.batch_per_device=64 or 128"),
@@ -116,6 +116,6 @@ def test_planned_device_batch_is_the_largest_that_fits():
         ((12, 1, None, 256, 8), r"no multiple of 8 divides.*optimizer.batch_size=16"),
     ],
 )
-def test_impossible_batches_say_what_would_work(arguments, mend):
-    with pytest.raises(UserError, match=mend):
+def test_impossible_batches_say_what_would_work(arguments, fix):
+    with pytest.raises(UserError, match=fix):
         plan_batches(*arguments)

@@ -20,22 +20,22 @@ class Finding:
         check: what was checked, in a word or two.
         level: "ok", "note" (worth knowing) or "problem" (training will fail or be slow).
         message: one line.
-        mend: the command that mends it, or that makes the best of it.
+        fix: the command that fixes it, or that makes the best of it.
     """
 
     check: str
     level: Level
     message: str
-    mend: str | None = None
+    fix: str | None = None
 
 
 def ok(check: str, message: str) -> Finding:
     return Finding(check, "ok", message)
 
 
-def note(check: str, message: str, mend: str | None = None) -> Finding:
-    return Finding(check, "note", message, mend)
+def note(check: str, message: str, fix: str | None = None) -> Finding:
+    return Finding(check, "note", message, fix)
 
 
-def problem(check: str, message: str, mend: str) -> Finding:
-    return Finding(check, "problem", message, mend)
+def problem(check: str, message: str, fix: str) -> Finding:
+    return Finding(check, "problem", message, fix)

@@ -86,10 +86,10 @@ def check_open_files(soft: int, hard: int) -> Finding:
     if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES:
         return ok(name, "no limit" if soft == resource.RLIM_INFINITY else f"{soft:,} allowed")
     enough = hard == resource.RLIM_INFINITY or hard >= OPEN_FILES
-    mend = f"ulimit -n {OPEN_FILES if enough else hard}"
+    fix = f"ulimit -n {OPEN_FILES if enough else hard}"
     if soft < 1024:
-        return problem(name, f"only {soft:,} allowed: many shards or processes need more", mend)
-    return note(name, f"{soft:,} allowed: enough for a folder, few for many shards", mend)
+        return problem(name, f"only {soft:,} allowed: many shards or processes need more", fix)
+    return note(name, f"{soft:,} allowed: enough for a folder, few for many shards", fix)
 
 
 def check_shared_memory(num_gpus: int, path: Path = Path("/dev/shm")) -> Finding:

@@ -36,11 +36,11 @@ def check_package(name: str, answer: dict[str, Any]) -> Finding:
         "triton": "torch.compile and the Triton kernels need it; it comes with torch",
         "timm": "model.name=timm:NAME does not work without it; training does",
     }[name]
-    mend = "pip install timm" if name == "timm" else PIP_TESTED_STACK
+    fix = "pip install timm" if name == "timm" else PIP_TESTED_STACK
     if answer.get("missing"):
-        return note(name, f"not installed: {without}", mend)
+        return note(name, f"not installed: {without}", fix)
     if "version" not in answer:
-        return problem(name, f"cannot be imported: {answer.get('error', 'unknown')}", mend)
+        return problem(name, f"cannot be imported: {answer.get('error', 'unknown')}", fix)
     return ok(name, str(answer["version"]))
 
 
