@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,8 +28,10 @@ import torch
 from dali_rsb.checks.machine.jpeg_engine import count_jpeg_engines
 from dali_rsb.config import Config, load_config
 from dali_rsb.dataset import DatasetIndex
+from dali_rsb.draws.samples import TrainSamples
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.loader.bad_images import BadImages
+from dali_rsb.loader.settings import DecodeSetting, LoaderSettings, default_settings
 from dali_rsb.run.console import console_messages
 from dali_rsb.run.processes import Processes, processes
 from dali_rsb.training.assembly import (
@@ -39,17 +41,9 @@ from dali_rsb.training.assembly import (
     train_loader,
     train_samples,
 )
-from dali_rsb.tuning.search import Reading, Result, Search, Space
-from dali_rsb.tuning.settings import (
-    NAMES,
-    DecodeSetting,
-    LoaderSettings,
-    Tuned,
-    default_settings,
-    given_settings,
-    store_tuned,
-    tuning_key,
-)
+from dali_rsb.tuning.search import LoaderRate, Result, Search, Space
+from dali_rsb.tuning.settings import NAMES, given_settings, tuning_key
+from dali_rsb.tuning.store import Tuned, store_tuned
 
 logger = logging.getLogger("dali_rsb.tune")  # not __name__, which is __main__ here
 
@@ -122,11 +116,11 @@ def tune(config: Config, this_process: Processes, seconds: float) -> Tuned:
     meter = LoaderMeter(config, index, this_process, batch, seconds / _MEASUREMENTS)
     names = NAMES if this_process.device.type == "cuda" else NAMES[:-1]
 
-    def tell(settings: LoaderSettings, reading: Reading, spent_s: float) -> None:
+    def tell(settings: LoaderSettings, rate: LoaderRate, spent_s: float) -> None:
         logger.info(
             "%3.0f of %.0f s  %s: %s img/s, %.2f CPU ms/img",
             *(spent_s, seconds, describe(settings, names)),
-            *(f"{reading.img_per_s:,.0f}", reading.cpu_ms_per_img),
+            *(f"{rate.img_per_s:,.0f}", rate.cpu_ms_per_img),
         )
 
     result = Search(meter, time.monotonic, seconds, tell).run(start, space)
@@ -134,8 +128,8 @@ def tune(config: Config, this_process: Processes, seconds: float) -> Tuned:
     tuned = Tuned(
         settings={name: getattr(result.best, name) for name in space.names},
         date=datetime.date.today().isoformat(),
-        img_per_s=_median_rate(result.readings[result.best]),
-        default_img_per_s=_median_rate(result.readings[start]),
+        img_per_s=_median(result.rates[result.best]),
+        default_img_per_s=_median(result.rates[start]),
     )
     path = store_tuned(tuning_key(config, index, this_process, batch), tuned)
     print(verdict(result, start))
@@ -164,15 +158,13 @@ class LoaderMeter:
         self._batch = batch_per_device
         self._seconds = seconds
         self._bad_images = BadImages(index, config.data.on_bad_image, config.data.max_bad_fraction)
-        samples = train_samples(config, index, this_process, batch_per_device)
+        samples = self._samples(LoaderSettings(threads=1))
         self._specs = (spec for epoch in itertools.count() for spec in samples.specs(epoch))
 
-    def __call__(self, settings: LoaderSettings) -> Reading:
+    def __call__(self, settings: LoaderSettings) -> LoaderRate:
         """Images/s and CPU time in steady state, from one batch's arrival to another's."""
-        data = self._config.data.model_copy(update=asdict(settings))
-        config = self._config.model_copy(update={"data": data})
-        samples = train_samples(config, self._index, self._process, self._batch)
-        loader = train_loader(config, samples, self._process, self._bad_images)
+        samples = self._samples(settings)
+        loader = train_loader(self._config.data, samples, settings, self._process, self._bad_images)
         batches = loader.batches(self._specs)
         try:
             runs = _whole_runs(batches, settings.batches_per_run)
@@ -189,7 +181,10 @@ class LoaderMeter:
             batches.close()
             loader.close()
         num_images = num_batches * self._batch
-        return Reading(num_images / wall_s, 1000 * cpu_s / num_images)
+        return LoaderRate(num_images / wall_s, 1000 * cpu_s / num_images)
+
+    def _samples(self, settings: LoaderSettings) -> TrainSamples:
+        return train_samples(self._config, self._index, self._process, self._batch, settings)
 
     def _wait_for_device(self) -> None:
         if self._process.device.type == "cuda":
@@ -233,7 +228,9 @@ def _starting_point(
     config: Config, this_process: Processes, batch_per_device: int
 ) -> LoaderSettings:
     """The defaults, but for the keys that the configuration sets."""
-    defaults = default_settings(this_process, batch_per_device, config.augment.size)
+    defaults = default_settings(
+        this_process.device, this_process.local_world_size, batch_per_device, config.augment.size
+    )
     return replace(defaults, **given_settings(config))
 
 
@@ -250,13 +247,13 @@ def describe(settings: LoaderSettings, names: Sequence[str]) -> str:
 def table(result: Result, start: LoaderSettings, names: Sequence[str]) -> str:
     """All settings that were tried, the fastest first."""
     rows = [("settings", "img/s (spread)", "CPU ms/img", "runs")]
-    ranked = sorted(result.readings.items(), key=lambda item: -_median_rate(item[1]))
-    for settings, readings in ranked:
+    ranked = sorted(result.rates.items(), key=lambda item: -_median(item[1]))
+    for settings, rates in ranked:
         marks = " (default)" if settings == start else ""
         marks += " <- chosen" if settings == result.best else ""
-        rates = [reading.img_per_s for reading in readings]
-        spread = f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
-        cpu_ms = statistics.median(reading.cpu_ms_per_img for reading in readings)
+        img_per_s = [rate.img_per_s for rate in rates]
+        spread = f"{_median(rates):,.0f} ({min(img_per_s):,.0f} to {max(img_per_s):,.0f})"
+        cpu_ms = statistics.median(rate.cpu_ms_per_img for rate in rates)
         rows.append((describe(settings, names) + marks, spread, f"{cpu_ms:.2f}", f"{len(rates)}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -278,8 +275,8 @@ def verdict(result: Result, start: LoaderSettings) -> str:
     return f"{', '.join(changes)}: {result.gain:.2f} x the rate of the defaults{end}"
 
 
-def _median_rate(readings: Sequence[Reading]) -> float:
-    return statistics.median(reading.img_per_s for reading in readings)
+def _median(rates: Sequence[LoaderRate]) -> float:
+    return statistics.median(rate.img_per_s for rate in rates)
 
 
 if __name__ == "__main__":

@@ -21,15 +21,16 @@ from dali_rsb.draws.order import BatchLayout, EvalLayout, plan_batches
 from dali_rsb.draws.randaugment import RandAugmentPolicy, fill_color
 from dali_rsb.draws.samples import EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError
+from dali_rsb.loader import builders
 from dali_rsb.loader.bad_images import BadImages
-from dali_rsb.loader.builders import eval_graph, train_graph
-from dali_rsb.loader.executor import Division
+from dali_rsb.loader.executor import default_pipelines
 from dali_rsb.loader.loader import Loader
+from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.models import create_model
 from dali_rsb.run.checkpoint import load_into, load_weights
 from dali_rsb.run.processes import Processes
-from dali_rsb.tuning.settings import default_settings, loader_settings
-from pipelines.decoding import DecodeMode
+from dali_rsb.system.cpus import threads_per_process
+from pipelines.types import HW_DECODER_LOAD
 
 logger = logging.getLogger(__name__)
 
@@ -126,18 +127,22 @@ def decodes_once_for_all_copies(config: cfg.Config, processes: Processes) -> boo
 
 
 def train_samples(
-    config: cfg.Config, index: DatasetIndex, processes: Processes, batch_per_device: int
+    config: cfg.Config,
+    index: DatasetIndex,
+    processes: Processes,
+    batch_per_device: int,
+    settings: LoaderSettings,
 ) -> TrainSamples:
     """The training epochs of this process.
+
+    Args:
+        settings: say which part of an image is decoded, where copies do not share it.
 
     Raises:
         UserError: an epoch is shorter than one global batch.
     """
     augment, mixing = config.augment, config.mixing
     policy = None if augment.randaugment is None else RandAugmentPolicy.parse(augment.randaugment)
-    decode_mode: DecodeMode = "shared"
-    if not decodes_once_for_all_copies(config, processes):
-        decode_mode = loader_settings(config, index, processes, batch_per_device).decode
     samples = TrainSamples(
         index=index,
         layout=BatchLayout(
@@ -155,7 +160,7 @@ def train_samples(
             augment.hflip,
             augment.interpolation,
             policy,
-            decode_mode,
+            "shared" if decodes_once_for_all_copies(config, processes) else settings.decode,
         ),
         mixing=MixPolicy(
             mixing.mixup,
@@ -183,73 +188,41 @@ def train_samples(
 
 
 def train_loader(
-    config: cfg.Config,
+    config: cfg.Data,
     samples: TrainSamples,
+    settings: LoaderSettings,
     processes: Processes,
     bad_images: BadImages | None = None,
 ) -> Loader:
-    """The training graph and its loader; give `bad_images` where several loaders share them."""
-    batch = samples.layout.batch_per_device
-    settings = loader_settings(config, samples.index, processes, batch)
-    division = settings.division
-    build = train_graph(
-        samples.transform,
-        batch_size=batch * settings.batches_per_run,
-        num_threads=division.threads_each,
-        device=processes.device,
-        prefetch=division.prefetch_each,
-        fill=fill_color(config.data.mean),
-        source=samples.index.image_source,
-        hw_decoder_load=settings.hw_decoder_load,
-    )
+    """The training loader; give `bad_images` where several loaders share them."""
     if bad_images is None:
-        data = config.data
-        bad_images = BadImages(samples.index, data.on_bad_image, data.max_bad_fraction)
-    return Loader(
-        samples,
-        build,
-        processes.device,
-        division.prefetch_each,
-        bad_images,
-        settings.batches_per_run,
-        division.pipelines,
-    )
+        bad_images = BadImages(samples.index, config.on_bad_image, config.max_bad_fraction)
+    fill = fill_color(config.mean)
+    return builders.train_loader(samples, settings, processes.device, bad_images, fill)
 
 
 def eval_loader(
     config: cfg.Config, index: DatasetIndex, processes: Processes
 ) -> tuple[EvalSamples, Loader]:
-    """The validation images of this process, the evaluation graph and its loader.
+    """The validation images of this process and their loader.
 
     An undecodable validation image is an error whatever `data.on_bad_image` says: a stand-in
-    would be counted twice. Tuning says nothing about this graph: a checkpoint has one accuracy,
+    would be counted twice. Tuning says nothing about this loader: a checkpoint has one accuracy,
     before and after.
     """
-    settings = config.evaluation
-    defaults = default_settings(processes, settings.batch_per_device, settings.size)
-    load = config.data.hw_decoder_load
-    num_threads = config.data.threads or defaults.threads
-    division = Division.by_default(processes.device, num_threads, prefetch=2)
-    layout = EvalLayout(len(index), settings.batch_per_device, processes.world_size, processes.rank)
-    samples = EvalSamples(index, layout, EvalGeometry(settings.size, settings.crop_ratio))
-    build = eval_graph(
-        settings.size,
-        settings.interpolation,
-        batch_size=settings.batch_per_device,
-        num_threads=division.threads_each,
-        device=processes.device,
-        prefetch=division.prefetch_each,
-        hw_decoder_load=defaults.hw_decoder_load if load is None else load,
-        source=index.image_source,
+    evaluation, data, device = config.evaluation, config.data, processes.device
+    threads = data.threads or threads_per_process(processes.local_world_size)
+    load = HW_DECODER_LOAD if data.hw_decoder_load is None else data.hw_decoder_load
+    settings = LoaderSettings(
+        threads, prefetch=2, pipelines=default_pipelines(device, threads), hw_decoder_load=load
     )
-    loader = Loader(
-        samples,
-        build,
-        processes.device,
-        division.prefetch_each,
-        BadImages(index, "raise"),
-        pipelines=division.pipelines,
+    samples = EvalSamples(
+        index,
+        EvalLayout(len(index), evaluation.batch_per_device, processes.world_size, processes.rank),
+        EvalGeometry(evaluation.size, evaluation.crop_ratio),
     )
+    bad_images = BadImages(index, "raise")
+    loader = builders.eval_loader(samples, settings, device, bad_images, evaluation.interpolation)
     return samples, loader
 
 

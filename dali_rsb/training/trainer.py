@@ -32,7 +32,7 @@ from dali_rsb.training.assembly import (
 )
 from dali_rsb.training.losses import create_loss
 from dali_rsb.training.step import TrainStep
-from dali_rsb.tuning.settings import describe_tuned, find_tuned
+from dali_rsb.tuning.settings import resolve_settings
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +69,11 @@ class Trainer:
         torch.set_float32_matmul_precision("high")
 
         datasets = open_datasets(config, processes)
-        self.samples = train_samples(
-            config, datasets.train, processes, device_batch(config, processes)
-        )
-        self.loader = train_loader(config, self.samples, processes)
+        batch = device_batch(config, processes)
+        resolved = resolve_settings(config, datasets.train, processes, batch)
+        self.samples = train_samples(config, datasets.train, processes, batch, resolved.settings)
+        self.loader = train_loader(config.data, self.samples, resolved.settings, processes)
+        self._settings_origin = resolved.origin
         self.eval_samples, self.eval_loader = eval_loader(config, datasets.val, processes)
         self.precision = choose_precision(config.run.amp, processes.device)
         self.step = self._build_step()
@@ -382,9 +383,8 @@ class Trainer:
         backend = describe_backend(self.step.optimizer)
         if backend is not None:
             logger.info(backend)
-        tuned = find_tuned(self.config, index, self.processes, layout.batch_per_device)
-        if tuned is not None:
-            logger.info(describe_tuned(self.config, tuned))
+        if self._settings_origin is not None:
+            logger.info(self._settings_origin)
         if self.step.updates_done:
             epoch, update = divmod(self.step.updates_done, self.updates_per_epoch)
             logger.info("resuming at epoch %d, update %d", epoch + 1, update + 1)
