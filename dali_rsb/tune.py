@@ -37,10 +37,10 @@ from dali_rsb.run.processes import Processes, processes
 from dali_rsb.training.assembly import (
     decodes_once_for_all_copies,
     device_batch,
-    open_training,
     train_loader,
     train_samples,
 )
+from dali_rsb.training.datasets import open_training
 from dali_rsb.tuning.search import LoaderRate, Result, Search, Space
 from dali_rsb.tuning.settings import NAMES, given_settings, tuning_key
 from dali_rsb.tuning.store import Tuned, store_tuned
@@ -102,7 +102,7 @@ def tune(config: Config, this_process: Processes, seconds: float) -> Tuned:
     Raises:
         UserError: as `dali_rsb.train`, or nothing is left to tune, or the result cannot be stored.
     """
-    index = open_training(config)
+    index = open_training(config.data)
     batch = device_batch(config, this_process)
     start = _starting_point(config, this_process, batch)
     space = search_space(config, this_process, start)

@@ -1,19 +1,18 @@
-"""Builds the parts of a run from its configuration: datasets, loaders, precision, model."""
+"""Builds a run from its configuration: the trainer, and the parts that other commands need too.
+
+Here the sections of the configuration are taken apart: every part is handed the values it needs.
+"""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 
 from dali_rsb import config as cfg
 from dali_rsb.constants import PAIR_BLOCK
-from dali_rsb.dataset import DatasetIndex, check_same_classes, open_index
-from dali_rsb.dataset.digits import write_digits
+from dali_rsb.dataset import DatasetIndex
 from dali_rsb.draws.crops import EvalGeometry
 from dali_rsb.draws.erasing import ErasingPolicy
 from dali_rsb.draws.mixing import MixPolicy
@@ -21,18 +20,26 @@ from dali_rsb.draws.order import BatchLayout, EvalLayout, plan_batches
 from dali_rsb.draws.randaugment import RandAugmentPolicy, fill_color
 from dali_rsb.draws.samples import EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError
+from dali_rsb.evaluation.validation import Validation
 from dali_rsb.loader import builders
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.executor import default_pipelines
 from dali_rsb.loader.loader import Loader
 from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.models import create_model
+from dali_rsb.models.precision import Precision, choose_precision
+from dali_rsb.optim import CosineSchedule, ModelEma, create_optimizer, describe_backend
 from dali_rsb.run.checkpoint import load_into, load_weights
 from dali_rsb.run.processes import Processes
 from dali_rsb.system.cpus import threads_per_process
+from dali_rsb.training.datasets import open_datasets
+from dali_rsb.training.losses import create_loss
+from dali_rsb.training.messages import describe_run
+from dali_rsb.training.run_state import restore_run
+from dali_rsb.training.step import TrainStep
+from dali_rsb.training.trainer import Trainer, TrainerOptions
+from dali_rsb.tuning.settings import resolve_settings
 from pipelines.types import HW_DECODER_LOAD
-
-logger = logging.getLogger(__name__)
 
 # Device batches where run.batch_per_device is not given. RSB trained ResNet-50 at 224 px with 512
 # a card in 32 GB and at 160 px with 512 in 16 GB, so 256 fits any card from 16 GB on.
@@ -40,68 +47,114 @@ DEFAULT_BATCH_GPU = 256
 DEFAULT_BATCH_CPU = 64
 
 
-@dataclass(frozen=True)
-class Datasets:
-    """Training and validation images, with the same classes."""
+def build_trainer(config: cfg.Config, processes: Processes, resume: Path | None = None) -> Trainer:
+    """Build a run from its configuration.
 
-    train: DatasetIndex
-    val: DatasetIndex
+    All that can be wrong with the configuration, the data or the checkpoint is found here, before
+    the run folder exists.
 
-
-def open_datasets(config: cfg.Config, processes: Processes) -> Datasets:
-    """Open (or scan) the two folders, shards or lists; rank 0 scans while the others wait.
-
-    Raises:
-        UserError: a folder is missing, empty or not in ImageNet's layout, or the class counts and
-            model.num_classes disagree.
-    """
-    with processes.first_goes_ahead():
-        train = open_index(_folder(config.data, "train"), config.data.index)
-        val = open_index(_folder(config.data, "val"), config.data.index)
-    check_same_classes(train, val)
-    check_num_classes(train, config.model.num_classes)
-    return Datasets(train, val)
-
-
-def open_training(config: cfg.Config) -> DatasetIndex:
-    """Open the training folder alone.
+    Args:
+        processes: this process among the run's.
+        resume: checkpoint to go on from.
 
     Raises:
-        UserError: the folder is missing, empty or not in ImageNet's layout.
+        UserError: the parts below name what is wrong and what to set.
     """
-    return open_index(_folder(config.data, "train"), config.data.index)
+    if config.run.cuda_graph and (processes.world_size > 1 or processes.device.type != "cuda"):
+        raise UserError("run.cuda_graph=true is for one process on a GPU; set run.cuda_graph=false")
+    torch.manual_seed(config.run.seed)
+    # Convolutions have fixed shapes: let cuDNN measure its algorithms; float32 parts may use TF32.
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+
+    datasets = open_datasets(config.data, config.model.num_classes, processes)
+    batch = device_batch(config, processes)
+    resolved = resolve_settings(config, datasets.train, processes, batch)
+    samples = train_samples(config, datasets.train, processes, batch, resolved.settings)
+    loader = train_loader(config.data, samples, resolved.settings, processes)
+    evaluation = validation(config, datasets.val, processes)
+    step = build_step(config, processes, samples.layout.accumulation, evaluation.precision)
+    per_epoch, plan = samples.updates_per_epoch, config.schedule
+    schedule = CosineSchedule(
+        step.optimizer,
+        peak_lr=config.optimizer.lr,
+        total_updates=plan.epochs * per_epoch,
+        warmup_updates=round(plan.warmup_epochs * per_epoch),
+        warmup_lr=plan.warmup_lr,
+        min_lr=plan.min_lr,
+    )
+    resolved_config = config.model_dump(mode="json")
+    best_top1 = 0.0
+    if resume is not None:
+        defaults = cfg.Config(name="defaults").model_dump(mode="json")
+        best_top1 = restore_run(resume, step, per_epoch, resolved_config, defaults)
+    introduction = [
+        describe_run(config.model.name, samples, evaluation.precision, processes),
+        describe_backend(step.optimizer),
+        resolved.origin,
+    ]
+    return Trainer(
+        step,
+        samples,
+        loader,
+        schedule,
+        evaluation,
+        processes,
+        TrainerOptions(
+            num_epochs=plan.epochs,
+            max_updates=config.run.max_steps,
+            eval_every=config.evaluation.every,
+            log_every=config.run.log_every,
+            checkpoint_every=config.run.checkpoint_every,
+            max_skipped_updates=config.run.max_skipped_steps,
+            warm_up=config.run.warm_up,
+        ),
+        resolved_config,
+        [line for line in introduction if line is not None],
+        best_top1,
+    )
 
 
-def open_validation(config: cfg.Config) -> DatasetIndex:
-    """Open the validation folder alone.
+def build_step(
+    config: cfg.Config, processes: Processes, accumulation: int, precision: Precision
+) -> TrainStep:
+    """The training step with its model, loss, optimizer and EMA.
 
     Raises:
-        UserError: as `open_datasets`.
+        UserError: see `build_model` and `create_optimizer`.
     """
-    index = open_index(_folder(config.data, "val"), config.data.index)
-    check_num_classes(index, config.model.num_classes)
-    return index
-
-
-def check_num_classes(index: DatasetIndex, num_classes: int) -> None:
-    """Raises UserError where the folder's classes are not as many as the model's."""
-    if len(index.classes) != num_classes:
-        raise UserError(
-            f"{index.origin} has {len(index.classes)} classes, but "
-            f"model.num_classes={num_classes}; set model.num_classes={len(index.classes)}"
-        )
-
-
-def _folder(data: cfg.Data, split: Literal["train", "val"]) -> Path:
-    if data.digits is not None:
-        train, val = write_digits(data.digits)
-        return train if split == "train" else val
-    folder = data.train if split == "train" else data.val
-    if folder is None:
-        raise UserError(
-            f"data.{split} is not set; give the folder (or list) of images, data.{split}=PATH"
-        )
-    return folder
+    model = build_model(config.model, processes.device)
+    optimizer = create_optimizer(
+        model,
+        config.optimizer.name,
+        lr=config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
+        momentum=config.optimizer.momentum,
+        nesterov=config.optimizer.nesterov,
+        backend=config.optimizer.backend,
+        layer_decay=config.optimizer.layer_decay,
+        layer_decay_min_scale=config.optimizer.layer_decay_min_scale,
+    )
+    ema = None
+    if config.ema.decay is not None:
+        ema = ModelEma(model, config.ema.decay, config.ema.warmup)
+    return TrainStep(
+        model,
+        create_loss(config.loss.name, config.loss.smoothing, config.loss.target_threshold),
+        optimizer,
+        ema,
+        precision,
+        processes,
+        accumulation=accumulation,
+        mean=config.data.mean,
+        std=config.data.std,
+        clip_grad=config.optimizer.clip_grad,
+        compile=config.run.compile,
+        cuda_graph=config.run.cuda_graph,
+        seed=config.run.seed,
+    )
 
 
 def device_batch(config: cfg.Config, processes: Processes) -> int:
@@ -224,6 +277,13 @@ def eval_loader(
     bad_images = BadImages(index, "raise")
     loader = builders.eval_loader(samples, settings, device, bad_images, evaluation.interpolation)
     return samples, loader
+
+
+def validation(config: cfg.Config, index: DatasetIndex, processes: Processes) -> Validation:
+    """The evaluation of a run's models on the images of `index`."""
+    samples, loader = eval_loader(config, index, processes)
+    precision = choose_precision(config.run.amp, processes.device)
+    return Validation(samples, loader, processes, precision, config.data.mean, config.data.std)
 
 
 def build_model(config: cfg.Model, device: torch.device) -> nn.Module:

@@ -25,7 +25,7 @@ from dali_rsb.loader.warm_up import (
     warm_up_training,
 )
 from dali_rsb.run.processes import Processes
-from dali_rsb.training.trainer import Trainer
+from dali_rsb.training.assembly import build_trainer
 
 CPU = torch.device("cpu")
 BATCH = 8
@@ -199,7 +199,7 @@ def test_a_run_has_the_same_bits_with_and_without(digits, tmp_path, caplog):
             *("optimizer.batch_size=96", "run.batch_per_device=96", "run.max_steps=2"),
             *("data.threads=1", "run.device=cpu", f"run.warm_up={warm_up}"),
         ]
-        trainer = Trainer(load_config(QUICKSTART, overrides), Processes(CPU))
+        trainer = build_trainer(load_config(QUICKSTART, overrides), Processes(CPU))
         folder = tmp_path / warm_up
         folder.mkdir()
         caplog.clear()

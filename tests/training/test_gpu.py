@@ -17,8 +17,8 @@ from dali_rsb.kernels.mix import normalize_mix, normalize_mix_plain
 from dali_rsb.kernels.triton_support import triton_obstacle
 from dali_rsb.loader.executor import GraphRunner
 from dali_rsb.run.processes import Processes
+from dali_rsb.training.assembly import build_trainer
 from dali_rsb.training.losses import MixedBinaryCrossEntropy
-from dali_rsb.training.trainer import Trainer
 from pipelines import TrainArguments, train_pipeline
 
 pytestmark = pytest.mark.gpu
@@ -93,7 +93,7 @@ def test_a_run_in_every_precision(digits, tmp_path, amp):
         ROOT / "configs" / "quickstart.yaml",
         [f"data.digits={digits}", "run.device=cuda", f"run.amp={amp}", "schedule.epochs=8"],
     )
-    trainer = Trainer(config, Processes(torch.device("cuda", 0)))
+    trainer = build_trainer(config, Processes(torch.device("cuda", 0)))
     trainer.run(tmp_path)
     accuracy = torch.load(tmp_path / "best.pt", weights_only=True)["best_top1"]
     assert accuracy > 90  # over 99 on a CPU

@@ -1,7 +1,6 @@
 """Tuning: the search with made-up measurements, the store, what wins over what, and a real run."""
 
 import json
-import logging
 import sys
 
 import numpy as np
@@ -16,8 +15,8 @@ from dali_rsb.errors import UserError
 from dali_rsb.loader.settings import LoaderSettings, default_settings
 from dali_rsb.run.processes import Processes
 from dali_rsb.system import cpus
-from dali_rsb.training.assembly import device_batch, open_training, train_loader, train_samples
-from dali_rsb.training.trainer import Trainer
+from dali_rsb.training.assembly import build_trainer, device_batch, train_loader, train_samples
+from dali_rsb.training.datasets import open_training
 from dali_rsb.tuning import store
 from dali_rsb.tuning.search import LoaderRate, Search, Space
 from dali_rsb.tuning.settings import resolve_settings, tuning_key
@@ -203,14 +202,14 @@ def _config(digits, *overrides):
 
 
 def _store(config, tuned=TUNED):
-    index = open_training(config)
+    index = open_training(config.data)
     return store_tuned(tuning_key(config, index, CPU, device_batch(config, CPU)), tuned)
 
 
 def test_given_keys_win_over_tuned_ones_and_those_over_the_defaults(digits, cache, monkeypatch):
     monkeypatch.setattr(cpus, "available_cpus", lambda: 6)
     config = _config(digits)
-    index = open_training(config)
+    index = open_training(config.data)
 
     def settings(config):
         return resolve_settings(config, index, CPU, 96).settings
@@ -238,20 +237,18 @@ def test_runs_of_a_cpu_hold_many_small_images_or_few_large_ones(batch, size_px, 
     assert default_settings(torch.device("cuda", 0), 1, batch, size_px).batches_per_run == 1
 
 
-def test_training_uses_tuned_settings_and_says_so(digits, cache, caplog):
+def test_training_uses_tuned_settings_and_says_so(digits, cache):
     config = _config(digits, "run.max_steps=1", "data.threads=1")
     _store(config)
-    index = open_training(config)
+    index = open_training(config.data)
     settings = resolve_settings(config, index, CPU, 96).settings
     samples = train_samples(config, index, CPU, 96, settings)
     assert samples.transform.decode_mode == "full"
     loader = train_loader(config.data, samples, settings, CPU)
     assert (loader.prefetch, loader.batches_under_way) == (5, 50)  # one thread, one pipeline
-    trainer = Trainer(config, CPU)
+    trainer = build_trainer(config, CPU)
     assert trainer.loader.prefetch == 5
-    with caplog.at_level(logging.INFO):
-        trainer._describe()  # the first lines of a run
-    lines = [line for line in caplog.messages if "tuning" in line]
+    lines = [line for line in trainer.introduction if "tuning" in line]
     assert lines == [
         "data.prefetch=5, data.decode=full from tuning on 2026-05-01; set a key to override it"
     ]
@@ -314,7 +311,7 @@ def test_the_command_measures_stores_and_prints(digits, cache, monkeypatch, caps
     assert "(default)" in output.out
     assert "CPU ms/img" in output.out
     assert "of 5 s  threads=" in output.err
-    resolved = resolve_settings(config, open_training(config), CPU, 96)
+    resolved = resolve_settings(config, open_training(config.data), CPU, 96)
     found = resolved.tuned
     assert found.settings.keys() == {*PLACING, "decode"}
     assert found.img_per_s > 0
@@ -374,7 +371,7 @@ def test_an_undecodable_image_is_found_once(tmp_path, caplog):
     overrides += ["optimizer.batch_size=16", "run.batch_per_device=16", "run.device=cpu"]
     overrides += ["data.threads=1", "mixing.group_size=16"]
     config = load_config(QUICKSTART, overrides)
-    meter = command.LoaderMeter(config, open_training(config), CPU, 16, seconds=0.01)
+    meter = command.LoaderMeter(config, open_training(config.data), CPU, 16, seconds=0.01)
     caplog.clear()
     for mode in ("roi", "full"):
         reading = meter(LoaderSettings(1, decode=mode))
@@ -392,5 +389,5 @@ def test_tuning_on_a_gpu(photo_folder, cache, monkeypatch):
     found = command.tune(config, this_process, seconds=20)
     assert {"threads", "prefetch", "decode"} <= found.settings.keys()
     assert found.img_per_s > 0
-    index = open_training(config)
+    index = open_training(config.data)
     assert resolve_settings(config, index, this_process, 8).tuned == found
