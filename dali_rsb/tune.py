@@ -1,12 +1,12 @@
 """The command `python -m dali_rsb.tune CONFIG [section.key=value ...]`.
 
 Finds the fastest settings of the training loader for this machine and the images of a
-configuration, by running the loader itself (the training graph with its augmentation), and stores
-them for training to pick up. What is measured is the loader alone. On a GPU machine these are
-threads, prefetch depth, copies of the graph that take turns, batches in one run of it, window or
-whole-image decoding and the share of the JPEG engine. Without a GPU, model and loader share the
-CPUs, so that more loader threads would only take from the model: threads stay at this process's
-share of the CPUs. Keys that the configuration sets are left alone.
+configuration, and stores them for training to pick up. It measures the loader alone, with all of
+its augmentation and no model. On a GPU machine it searches threads, prefetch depth, the number of
+round-robin pipelines, the batches that share an iteration, window or whole-image decoding, and the
+share of the JPEG engine. Without a GPU, model and loader share the CPUs, and more loader threads
+would only take from the model: threads stay at this process's share of the CPUs. Keys that the
+configuration sets are left alone.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def tune(config: Config, this_process: Processes, seconds: float) -> Tuned:
 class LoaderMeter:
     """Measures the training loader of a configuration with various settings.
 
-    Each measurement goes on in the epoch where the last one stopped: so each one finds the page
-    cache as training would, and none gets images that another has warmed up.
+    Each measurement continues the epoch where the last one stopped: it finds the page cache as
+    training would, and no images that another measurement has read before.
     """
 
     def __init__(
@@ -167,14 +167,14 @@ class LoaderMeter:
         loader = train_loader(self._config.data, samples, settings, self._process, self._bad_images)
         batches = loader.batches(self._specs)
         try:
-            runs = _whole_runs(batches, settings.batches_per_run)
+            iterations = _iterations(batches, settings.batches_per_run)
             for _ in range(loader.prefetch + 1):
-                next(runs)
+                next(iterations)
             self._wait_for_device()
             num_batches = 0
             cpu_start_s, start_s = time.process_time(), time.perf_counter()
             while num_batches < _MIN_BATCHES or time.perf_counter() - start_s < self._seconds:
-                num_batches += next(runs)
+                num_batches += next(iterations)
             self._wait_for_device()
             wall_s, cpu_s = time.perf_counter() - start_s, time.process_time() - cpu_start_s
         finally:
@@ -191,8 +191,8 @@ class LoaderMeter:
             torch.cuda.synchronize(self._process.device)
 
 
-def _whole_runs(batches: Iterator[object], batches_per_run: int) -> Iterator[int]:
-    """Take the batches run by run: those of a run come all at once."""
+def _iterations(batches: Iterator[object], batches_per_run: int) -> Iterator[int]:
+    """Take the batches of one pipeline iteration at a time: they come all at once."""
     while True:
         for _ in range(batches_per_run):
             next(batches)

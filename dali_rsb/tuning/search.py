@@ -1,6 +1,6 @@
-"""The search for the loader's fastest settings: races in alternation, until the time is up.
+"""The search for the loader's fastest settings: candidates race in rounds until the time is up.
 
-Pure logic: what is measured, and the clock, come from the caller (`dali_rsb.tune`).
+Pure logic: the caller (`dali_rsb.tune`) gives the measurement and the clock.
 """
 
 from __future__ import annotations
@@ -80,13 +80,14 @@ class Result:
 
 
 class Search:
-    """Searches one setting after the other, from the defaults on.
+    """Searches one setting after the other, starting from the defaults.
 
     Args:
-        measure: runs the loader with these settings and reads its rate.
-        clock: seconds, monotonic.
+        measure: runs the loader with some settings and returns its rate.
+        clock: a monotonic clock, in seconds.
         seconds: time for the whole search.
-        tell: is told of each measurement, and of the seconds that the search has taken so far.
+        tell: called after each measurement with the settings, their rate, and the seconds that the
+            search has taken so far.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class Search:
     def _race(
         self, part: str, incumbent: LoaderSettings, challengers: Iterable[LoaderSettings]
     ) -> tuple[LoaderSettings, float]:
-        """Measure all in rounds, every other one in the opposite order.
+        """Measure all in rounds; every other round goes in the opposite order.
 
         Returns:
             The winner, and its rate over the incumbent's.
