@@ -54,7 +54,7 @@ from dali_rsb.draws.samples import BatchSpec, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.builders import train_loader
-from dali_rsb.loader.executor import TakingTurns, default_pipelines
+from dali_rsb.loader.executor import TakingTurns
 from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.system.cpus import available_cpus
 from pipelines.decoding import decode, decode_shared, read_files
@@ -91,12 +91,8 @@ def endless_specs(samples: TrainSamples) -> Iterator[BatchSpec]:
 
 def _settings(task: LoaderTask) -> LoaderSettings:
     """As training has them where nobody has tuned, but for batches that share an iteration."""
-    return LoaderSettings(
-        task.num_threads,
-        PREFETCH,
-        default_pipelines(torch.device(task.device), task.num_threads),
-        hw_decoder_load=task.hw_decoder_load,
-    )
+    device = torch.device(task.device)
+    return LoaderSettings.untuned(device, task.num_threads, PREFETCH, task.hw_decoder_load)
 
 
 def our_loader(task: LoaderTask, decode_mode: DecodeMode = "roi", repeats: int = 1) -> BatchCounts:

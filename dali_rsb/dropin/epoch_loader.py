@@ -31,7 +31,6 @@ from dali_rsb.kernels.targets import dense_target
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.batch import Batch, MixedBatch
 from dali_rsb.loader.builders import eval_loader, train_loader
-from dali_rsb.loader.executor import default_pipelines
 from dali_rsb.loader.loader import Loader
 from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.system.cpus import threads_per_process
@@ -81,11 +80,8 @@ class Resources:
     @property
     def settings(self) -> LoaderSettings:
         """The same as settings of the loader, with the default number of pipelines."""
-        return LoaderSettings(
-            self.num_threads,
-            self.prefetch,
-            default_pipelines(self.device, self.num_threads),
-            hw_decoder_load=self.hw_decoder_load,
+        return LoaderSettings.untuned(
+            self.device, self.num_threads, self.prefetch, self.hw_decoder_load
         )
 
 

@@ -3,7 +3,7 @@ draws."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -43,6 +43,18 @@ class LoaderSettings:
     decode: DecodeSetting = "roi"
     hw_decoder_load: float = HW_DECODER_LOAD
 
+    @classmethod
+    def untuned(
+        cls,
+        device: torch.device,
+        threads: int,
+        prefetch: int = 3,
+        hw_decoder_load: float = HW_DECODER_LOAD,
+    ) -> LoaderSettings:
+        """Settings for a device where nobody has measured: its default number of pipelines."""
+        pipelines = default_pipelines(device, threads)
+        return cls(threads, prefetch, pipelines, hw_decoder_load=hw_decoder_load)
+
     @property
     def division(self) -> Division:
         """The share of each pipeline; no more pipelines than threads."""
@@ -58,13 +70,10 @@ def default_settings(
         local_world_size: processes that share this machine's CPUs.
         size_px: side of the images.
     """
-    threads = threads_per_process(local_world_size)
-    on_gpu = device.type == "cuda"
-    return LoaderSettings(
-        threads,
-        pipelines=default_pipelines(device, threads),
-        batches_per_run=1 if on_gpu else _batches_per_cpu_run(batch_per_device, size_px),
-    )
+    settings = LoaderSettings.untuned(device, threads_per_process(local_world_size))
+    if device.type == "cuda":
+        return settings
+    return replace(settings, batches_per_run=_batches_per_cpu_run(batch_per_device, size_px))
 
 
 def _batches_per_cpu_run(batch_per_device: int, size_px: int) -> int:

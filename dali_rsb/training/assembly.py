@@ -23,7 +23,6 @@ from dali_rsb.errors import UserError
 from dali_rsb.evaluation.validation import Validation
 from dali_rsb.loader import builders
 from dali_rsb.loader.bad_images import BadImages
-from dali_rsb.loader.executor import default_pipelines
 from dali_rsb.loader.loader import Loader
 from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.models import create_model
@@ -266,9 +265,7 @@ def eval_loader(
     evaluation, data, device = config.evaluation, config.data, processes.device
     threads = data.threads or threads_per_process(processes.local_world_size)
     load = HW_DECODER_LOAD if data.hw_decoder_load is None else data.hw_decoder_load
-    settings = LoaderSettings(
-        threads, prefetch=2, pipelines=default_pipelines(device, threads), hw_decoder_load=load
-    )
+    settings = LoaderSettings.untuned(device, threads, prefetch=2, hw_decoder_load=load)
     samples = EvalSamples(
         index,
         EvalLayout(len(index), evaluation.batch_per_device, processes.world_size, processes.rank),
