@@ -201,7 +201,7 @@ def num_models(config: Config) -> int:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class AgainstAuthors:
     """A run against that of the recipe's authors: above 1 it takes less of either."""
 
     authors_hours: float
@@ -209,7 +209,7 @@ class Comparison:
     fewer_gpu_hours: float
 
     @classmethod
-    def of(cls, config: Config, hours: Hours, gpus: int) -> Comparison | None:
+    def of(cls, config: Config, hours: Hours, gpus: int) -> AgainstAuthors | None:
         """None where the authors do not say how long theirs took."""
         authors = HOURS_OF_AUTHORS.get(config.name)
         if authors is None:
@@ -218,7 +218,7 @@ class Comparison:
         return cls(authors, speed_up, speed_up * GPUS_OF_AUTHORS / gpus)
 
 
-def verdict(config: Config, comparisons: Sequence[Comparison], is_estimate: bool) -> str:
+def verdict(config: Config, comparisons: Sequence[AgainstAuthors], is_estimate: bool) -> str:
     """One line: by how much the authors' time is met, or missed."""
     slowest, fastest = (f(each.speed_up for each in comparisons) for f in (min, max))
     if slowest >= 1:
@@ -293,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report["amount"] = asdict(amount)
         report["rates"] = [asdict(rate) for rate in rates]
         report["hours"] = [asdict(each) | {"total": each.total} for each in hours]
-        comparisons = [Comparison.of(config, each, options.gpus) for each in hours]
+        comparisons = [AgainstAuthors.of(config, each, options.gpus) for each in hours]
         report["comparisons"] = [None if each is None else asdict(each) for each in comparisons]
         write_json(options.output, report)
 
@@ -301,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _text(
     config: Config, amount: Amount, rates: Sequence[Rates], hours: Sequence[Hours], gpus: int
 ) -> str:
-    comparisons = [Comparison.of(config, each, gpus) for each in hours]
+    comparisons = [AgainstAuthors.of(config, each, gpus) for each in hours]
     header = ["rates", "train img/s", "training h", "evaluation h", "start-up s", "total h"]
     rows = [
         [

@@ -20,15 +20,15 @@ import torch
 
 from benchmarks.loader import (
     REPEATS_OF_RSB,
-    Comparison,
     Group,
+    RatePair,
     group_tables,
     measure_group,
     our_loader,
     our_stage,
     read_dataset,
 )
-from benchmarks.peers import LoaderSettings
+from benchmarks.peers import LoaderTask
 from benchmarks.report import Work, new_report, report_progress, write_json
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.system.cpus import available_cpus
@@ -36,23 +36,23 @@ from dali_rsb.system.cpus import available_cpus
 HW_LOADS = (0.0, 0.3, 0.65, 1.0)
 
 
-def stages_group(settings: LoaderSettings) -> Group:
+def stages_group(task: LoaderTask) -> Group:
     """Our graph cut off after each stage, and whole with either way of decoding."""
     shared = f"decode shared x{REPEATS_OF_RSB}"
-    plain = replace(settings, randaugment=None)
+    plain = replace(task, randaugment=None)
     return Group(
         {
-            "read": partial(our_stage, settings, "read"),
-            "decode roi": partial(our_stage, settings, "decode", "roi"),
-            "decode full": partial(our_stage, settings, "decode", "full"),
-            shared: partial(our_stage, settings, "decode", "shared", REPEATS_OF_RSB),
+            "read": partial(our_stage, task, "read"),
+            "decode roi": partial(our_stage, task, "decode", "roi"),
+            "decode full": partial(our_stage, task, "decode", "full"),
+            shared: partial(our_stage, task, "decode", "shared", REPEATS_OF_RSB),
             "resize roi": partial(our_loader, plain, "roi"),
             "resize full": partial(our_loader, plain, "full"),
-            "RandAugment roi": partial(our_loader, settings, "roi"),
-            "RandAugment full": partial(our_loader, settings, "full"),
+            "RandAugment roi": partial(our_loader, task, "roi"),
+            "RandAugment full": partial(our_loader, task, "full"),
         },
         tuple(
-            Comparison(f"{stage} roi", f"{stage} full")
+            RatePair(f"{stage} roi", f"{stage} full")
             for stage in ("decode", "resize", "RandAugment")
         ),
         increments=(
@@ -67,11 +67,11 @@ def stages_group(settings: LoaderSettings) -> Group:
     )
 
 
-def hardware_group(settings: LoaderSettings, loads: Iterable[float]) -> Group:
+def hardware_group(task: LoaderTask, loads: Iterable[float]) -> Group:
     """The whole graph with each share of images for the JPEG engine, and the decoder alone."""
     contenders = {}
     for load in loads:
-        with_load = replace(settings, hw_decoder_load=load)
+        with_load = replace(task, hw_decoder_load=load)
         for mode in ("roi", "full"):
             stage = partial(our_stage, with_load, "decode", mode)
             contenders[f"decode {mode}, load {load:g}"] = stage
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     thread_counts = options.threads or sorted({1, max(1, num_cpus // 2), num_cpus})
     if not all(1 <= threads <= num_cpus for threads in thread_counts):
         raise UserError(f"--threads: give numbers from 1 to {num_cpus}, the CPUs there are")
-    settings = LoaderSettings(
+    task = LoaderTask(
         options.folder.absolute(),
         options.batch,
         options.size,
@@ -112,11 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.device,
     )
     groups = {
-        f"{threads} threads": stages_group(replace(settings, num_threads=threads))
+        f"{threads} threads": stages_group(replace(task, num_threads=threads))
         for threads in thread_counts
     }
     if options.device == "cuda":
-        groups["hardware decoder"] = hardware_group(settings, options.hw_loads)
+        groups["hardware decoder"] = hardware_group(task, options.hw_loads)
     report = new_report(
         "decode",
         {
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "seconds": options.seconds,
         },
     )
-    report["dataset"] = read_dataset(settings.data)
+    report["dataset"] = read_dataset(task.data)
     report["groups"] = {}
     for name, group in groups.items():
         threads = int(name.split()[0]) if name.endswith("threads") else num_cpus

@@ -27,7 +27,7 @@ from nvidia.dali.data_node import DataNode
 
 from benchmarks.imagenet_like import files_checksum
 from benchmarks.peers import (
-    LoaderSettings,
+    LoaderTask,
     count_images,
     dali_loader,
     dali_stock_loader,
@@ -53,32 +53,33 @@ from dali_rsb.draws.randaugment import RandAugmentPolicy
 from dali_rsb.draws.samples import BatchSpec, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.loader.bad_images import BadImages
-from dali_rsb.loader.builders import train_graph
-from dali_rsb.loader.executor import Division, TakingTurns
-from dali_rsb.loader.loader import Loader
+from dali_rsb.loader.builders import train_loader
+from dali_rsb.loader.executor import TakingTurns
+from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.system.cpus import available_cpus
-from pipelines.decoding import DecodeMode, decode, decode_shared, read_files
+from pipelines.decoding import decode, decode_shared, read_files
 from pipelines.inputs import InputSpec, external_inputs
 from pipelines.training import train_inputs
+from pipelines.types import DecodeMode
 
 PREFETCH = 3  # the default of the configuration
 REPEATS_OF_RSB = 3  # repeated augmentation in the recipes A1 and A2
 
 
-def our_samples(settings: LoaderSettings, decode_mode: DecodeMode, repeats: int) -> TrainSamples:
+def our_samples(task: LoaderTask, decode_mode: DecodeMode, repeats: int) -> TrainSamples:
     """The training epochs that our contenders load; DATA is not written to."""
-    policy = settings.randaugment
+    policy = task.randaugment
     transform = TrainTransform(
-        settings.size_px,
+        task.size_px,
         randaugment=None if policy is None else RandAugmentPolicy.parse(policy),
         decode_mode=decode_mode,
     )
     with tempfile.TemporaryDirectory() as cache:
-        index = open_index(settings.data, Path(cache), progress=False)
-    layout = BatchLayout(settings.batch, settings.batch)
+        index = open_index(task.data, Path(cache), progress=False)
+    layout = BatchLayout(task.batch, task.batch)
     samples = TrainSamples(index, layout, transform, repeats=repeats)
     if samples.updates_per_epoch == 0:
-        raise UserError(f"{settings.data} has fewer images than one batch; lower --batch")
+        raise UserError(f"{task.data} has fewer images than one batch; lower --batch")
     return samples
 
 
@@ -88,38 +89,19 @@ def endless_specs(samples: TrainSamples) -> Iterator[BatchSpec]:
         yield from samples.specs(epoch)
 
 
-def _division(settings: LoaderSettings) -> Division:
-    """As training has it where nobody has tuned."""
-    return Division.by_default(torch.device(settings.device), settings.num_threads, PREFETCH)
+def _settings(task: LoaderTask) -> LoaderSettings:
+    """As training has them where nobody has tuned, but for batches that share an iteration."""
+    device = torch.device(task.device)
+    return LoaderSettings.untuned(device, task.num_threads, PREFETCH, task.hw_decoder_load)
 
 
-def our_loader(
-    settings: LoaderSettings, decode_mode: DecodeMode = "roi", repeats: int = 1
-) -> BatchCounts:
+def our_loader(task: LoaderTask, decode_mode: DecodeMode = "roi", repeats: int = 1) -> BatchCounts:
     """This project's training loader."""
-    device = torch.device(settings.device)
-    samples = our_samples(settings, decode_mode, repeats)
-    division = _division(settings)
-    build = train_graph(
-        samples.transform,
-        batch_size=settings.batch,
-        num_threads=division.threads_each,
-        device=device,
-        prefetch=division.prefetch_each,
-        hw_decoder_load=settings.hw_decoder_load,
-        source=samples.index.image_source,
-    )
-    bad_images = BadImages(samples.index, "raise")
-    loader = Loader(
-        samples,
-        build,
-        device,
-        division.prefetch_each,
-        bad_images,
-        pipelines=division.pipelines,
-    )
+    device = torch.device(task.device)
+    samples = our_samples(task, decode_mode, repeats)
+    loader = train_loader(samples, _settings(task), device, BadImages(samples.index, "raise"))
     batches = loader.batches(endless_specs(samples))
-    return count_images((batch.images for batch in batches), settings)
+    return count_images((batch.images for batch in batches), task)
 
 
 # Inputs that the graph has when it ends after a stage.
@@ -149,21 +131,21 @@ def _stage_graph(stage: str, decode_mode: DecodeMode, device: str, load: float) 
 
 
 def our_stage(
-    settings: LoaderSettings, stage: str, decode_mode: DecodeMode = "roi", repeats: int = 1
+    task: LoaderTask, stage: str, decode_mode: DecodeMode = "roi", repeats: int = 1
 ) -> BatchCounts:
     """Our loader cut off after `stage`: "read" or "decode"."""
-    samples = our_samples(replace(settings, randaugment=None), decode_mode, repeats)
-    division = _division(settings)
+    samples = our_samples(replace(task, randaugment=None), decode_mode, repeats)
+    division = _settings(task).division
     names = [spec.name for spec in _stage_inputs(stage, decode_mode)]
     build = partial(
         _stage_graph,
         stage,
         decode_mode,
-        "cpu" if settings.device == "cpu" else "gpu",
-        settings.hw_decoder_load,
-        batch_size=settings.batch,
+        "cpu" if task.device == "cpu" else "gpu",
+        task.hw_decoder_load,
+        batch_size=task.batch,
         num_threads=division.threads_each,
-        device_id=settings.device_id,
+        device_id=task.device_id,
         prefetch_queue_depth=division.prefetch_each,
     )
     runner = TakingTurns(build, division.prefetch_each, division.pipelines)
@@ -172,20 +154,20 @@ def our_stage(
         runner.submit({name: inputs[name] for name in names})
         if number >= runner.prefetch:
             num_images = len(runner.take())
-            if settings.device != "cpu":
+            if task.device != "cpu":
                 torch.cuda.synchronize()
             yield num_images
 
 
-def our_draws(settings: LoaderSettings) -> BatchCounts:
+def our_draws(task: LoaderTask) -> BatchCounts:
     """What the host does for our graph: order, draws, operands and paths; no image is touched."""
-    samples = our_samples(settings, "roi", repeats=1)
+    samples = our_samples(task, "roi", repeats=1)
     for spec in endless_specs(samples):
         yield len(samples.prepare(spec).labels)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RatePair:
     """A ratio of images/s to report, and what it should reach at least."""
 
     ours: str
@@ -198,14 +180,14 @@ class Group:
     """Contenders that are measured in alternation, and what of them is compared."""
 
     contenders: Mapping[str, Callable[[], BatchCounts]]
-    comparisons: tuple[Comparison, ...] = ()
+    comparisons: tuple[RatePair, ...] = ()
     # (stage, the one before it): what the stage itself costs is the difference.
     increments: tuple[tuple[str, str], ...] = ()
 
 
-def loader_group(settings: LoaderSettings) -> Group:
+def loader_group(task: LoaderTask) -> Group:
     """Ours against the others, with RandAugment and without."""
-    plain = replace(settings, randaugment=None)
+    plain = replace(task, randaugment=None)
     without = {
         "dali_rsb plain": partial(our_loader, plain),
         "timm plain": partial(timm_loader, plain),
@@ -216,40 +198,40 @@ def loader_group(settings: LoaderSettings) -> Group:
         "FFCV half raw plain": partial(ffcv_loader, plain, share_raw=0.5),
     }
     ours, *others = without
-    comparisons = (Comparison(ours, other) for other in others)
-    if settings.randaugment is None:
+    comparisons = (RatePair(ours, other) for other in others)
+    if task.randaugment is None:
         return Group(without, tuple(comparisons))
     return Group(
         {
-            "dali_rsb": partial(our_loader, settings),
-            "timm": partial(timm_loader, settings),
-            "DALI rand_augment": partial(dali_loader, settings),
-            "DALI rand_augment n=1": partial(dali_loader, settings, num_operations=1),
-            "torchvision": partial(torchvision_loader, settings),
+            "dali_rsb": partial(our_loader, task),
+            "timm": partial(timm_loader, task),
+            "DALI rand_augment": partial(dali_loader, task),
+            "DALI rand_augment n=1": partial(dali_loader, task, num_operations=1),
+            "torchvision": partial(torchvision_loader, task),
             **without,
         },
         (
-            Comparison("dali_rsb", "timm", target=1.35),
-            Comparison("dali_rsb", "DALI rand_augment", target=1.25),
-            Comparison("dali_rsb", "DALI rand_augment n=1"),
-            Comparison("dali_rsb", "torchvision"),
+            RatePair("dali_rsb", "timm", target=1.35),
+            RatePair("dali_rsb", "DALI rand_augment", target=1.25),
+            RatePair("dali_rsb", "DALI rand_augment n=1"),
+            RatePair("dali_rsb", "torchvision"),
             *comparisons,
         ),
     )
 
 
-def stages_group(settings: LoaderSettings) -> Group:
+def stages_group(task: LoaderTask) -> Group:
     """Our graph cut off after each stage."""
     copies = REPEATS_OF_RSB
     return Group(
         {
-            "draws": partial(our_draws, settings),
-            "read": partial(our_stage, settings, "read"),
-            "decode roi": partial(our_stage, settings, "decode", "roi"),
-            "decode full": partial(our_stage, settings, "decode", "full"),
-            f"decode shared x{copies}": partial(our_stage, settings, "decode", "shared", copies),
-            "resize": partial(our_loader, replace(settings, randaugment=None)),
-            "RandAugment": partial(our_loader, settings),
+            "draws": partial(our_draws, task),
+            "read": partial(our_stage, task, "read"),
+            "decode roi": partial(our_stage, task, "decode", "roi"),
+            "decode full": partial(our_stage, task, "decode", "full"),
+            f"decode shared x{copies}": partial(our_stage, task, "decode", "shared", copies),
+            "resize": partial(our_loader, replace(task, randaugment=None)),
+            "RandAugment": partial(our_loader, task),
         },
         increments=(
             ("read", "draws"),
@@ -262,16 +244,16 @@ def stages_group(settings: LoaderSettings) -> Group:
     )
 
 
-def repeated_augmentation_group(settings: LoaderSettings) -> Group:
+def repeated_augmentation_group(task: LoaderTask) -> Group:
     """Three copies of each image: one decode for all, or one for each copy."""
     modes: tuple[DecodeMode, ...] = ("shared", "roi", "full")
     return Group(
-        {mode: partial(our_loader, settings, mode, REPEATS_OF_RSB) for mode in modes},
-        (Comparison("shared", "roi", target=1.3), Comparison("shared", "full", target=1.3)),
+        {mode: partial(our_loader, task, mode, REPEATS_OF_RSB) for mode in modes},
+        (RatePair("shared", "roi", target=1.3), RatePair("shared", "full", target=1.3)),
     )
 
 
-GROUPS: dict[str, Callable[[LoaderSettings], Group]] = {
+GROUPS: dict[str, Callable[[LoaderTask], Group]] = {
     "loader": loader_group,
     "stages": stages_group,
     "repeated_augmentation": repeated_augmentation_group,
@@ -377,7 +359,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
-    settings = LoaderSettings(
+    task = LoaderTask(
         options.data.absolute(),
         options.batch,
         options.size,
@@ -392,20 +374,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = new_report(
         "loader",
         {
-            "batch": settings.batch,
-            "size_px": settings.size_px,
-            "randaugment": settings.randaugment,
-            "threads": settings.num_threads,
-            "device": settings.device,
+            "batch": task.batch,
+            "size_px": task.size_px,
+            "randaugment": task.randaugment,
+            "threads": task.num_threads,
+            "device": task.device,
             "rounds": options.repeats,
             "seconds": work.seconds,
         },
     )
-    report["dataset"] = read_dataset(settings.data)
+    report["dataset"] = read_dataset(task.data)
     report["groups"] = {}
     for name in options.only:
         result = measure_group(
-            GROUPS[name](settings), work, options.repeats, settings.num_threads, report_progress
+            GROUPS[name](task), work, options.repeats, task.num_threads, report_progress
         )
         report["groups"][name] = result
         report["settings"]["rounds"] = result["rounds"]

@@ -18,13 +18,14 @@ from torch import Tensor
 from benchmarks.report import BatchCounts, NotInstalledError
 from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
 from dali_rsb.draws.randaugment import FULL_MAGNITUDE, RandAugmentPolicy
+from pipelines.types import HW_DECODER_LOAD
 
 # DALI and torchvision count magnitudes in 31 bins, of which the last is timm's magnitude 10.
 LAST_MAGNITUDE_BIN = 30
 
 
 @dataclass(frozen=True)
-class LoaderSettings:
+class LoaderTask:
     """What all contenders are given.
 
     Attributes:
@@ -43,7 +44,7 @@ class LoaderSettings:
     randaugment: str | None
     num_threads: int
     device: str = "cpu"
-    hw_decoder_load: float = 0.65
+    hw_decoder_load: float = HW_DECODER_LOAD
 
     @property
     def device_id(self) -> int | None:
@@ -52,7 +53,7 @@ class LoaderSettings:
 
 
 def count_images(
-    batches: Iterable[Tensor], settings: LoaderSettings, is_normalised: bool = False
+    batches: Iterable[Tensor], task: LoaderTask, is_normalised: bool = False
 ) -> BatchCounts:
     """Yield each batch's number of images once it is on the device, after a look at what it is.
 
@@ -60,19 +61,19 @@ def count_images(
         AssertionError: not uint8 (floating, if normalised) [batch, size, size, 3] or
             [batch, 3, size, size].
     """
-    size_px = settings.size_px
+    size_px = task.size_px
     for batch in batches:
-        images = batch.to(settings.device, non_blocking=True)
+        images = batch.to(task.device, non_blocking=True)
         assert images.is_floating_point() == is_normalised, images.dtype
         assert is_normalised or images.dtype.itemsize == 1, images.dtype
         assert tuple(images.shape[1:]) in {(size_px, size_px, 3), (3, size_px, size_px)}
-        assert len(images) == settings.batch
-        if settings.device != "cpu":
+        assert len(images) == task.batch
+        if task.device != "cpu":
             torch.cuda.synchronize()
         yield len(images)
 
 
-def timm_loader(settings: LoaderSettings) -> BatchCounts:
+def timm_loader(task: LoaderTask) -> BatchCounts:
     """timm's `create_loader` with one PIL worker per CPU.
 
     The batches are taken before `PrefetchLoader` normalises them, which timm leaves to the GPU,
@@ -84,25 +85,25 @@ def timm_loader(settings: LoaderSettings) -> BatchCounts:
         raise NotInstalledError("timm is not installed") from error
 
     loader = create_loader(
-        create_dataset("", root=str(settings.data)),
-        input_size=settings.size_px,
-        batch_size=settings.batch,
+        create_dataset("", root=str(task.data)),
+        input_size=task.size_px,
+        batch_size=task.batch,
         is_training=True,
         color_jitter=0.0,
-        auto_augment=settings.randaugment,
+        auto_augment=task.randaugment,
         interpolation="random",
-        num_workers=settings.num_threads,
-        pin_memory=settings.device != "cpu",
+        num_workers=task.num_threads,
+        pin_memory=task.device != "cpu",
         device=torch.device("cpu"),
         use_multi_epochs_loader=True,
     ).loader
     epochs: Iterator[tuple[Tensor, Tensor]] = itertools.chain.from_iterable(
         itertools.repeat(loader)
     )
-    return count_images((images for images, _ in epochs), settings)
+    return count_images((images for images, _ in epochs), task)
 
 
-def dali_loader(settings: LoaderSettings, num_operations: int | None = None) -> BatchCounts:
+def dali_loader(task: LoaderTask, num_operations: int | None = None) -> BatchCounts:
     """DALI's classification graph with DALI's own `rand_augment`.
 
     Args:
@@ -114,34 +115,34 @@ def dali_loader(settings: LoaderSettings, num_operations: int | None = None) -> 
     from nvidia.dali.data_node import DataNode
     from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
-    files, labels = _files_and_labels(settings.data)
+    files, labels = _files_and_labels(task.data)
 
     @pipeline_def(
-        batch_size=settings.batch,
-        num_threads=settings.num_threads,
-        device_id=settings.device_id,
+        batch_size=task.batch,
+        num_threads=task.num_threads,
+        device_id=task.device_id,
         enable_conditionals=True,
     )
     def graph() -> tuple[DataNode, DataNode]:
         encoded, label = fn.readers.file(files=files, labels=labels, random_shuffle=True)
-        images = _dali_random_crop(encoded, settings)
+        images = _dali_random_crop(encoded, task)
         images = fn.flip(images, horizontal=fn.random.coin_flip())
-        if settings.randaugment is not None:
-            policy = RandAugmentPolicy.parse(settings.randaugment)
+        if task.randaugment is not None:
+            policy = RandAugmentPolicy.parse(task.randaugment)
             images = rand_augment(
                 images,
                 n=num_operations or policy.num_layers,
                 m=_magnitude_bin(policy),
-                shape=(settings.size_px, settings.size_px),
+                shape=(task.size_px, task.size_px),
                 monotonic_mag=policy.increasing,
             )
         return images, label
 
     batches = DALIGenericIterator([graph()], ["images", "labels"], size=-1)
-    return count_images((outputs[0]["images"] for outputs in batches), settings)
+    return count_images((outputs[0]["images"] for outputs in batches), task)
 
 
-def dali_stock_loader(settings: LoaderSettings) -> BatchCounts:
+def dali_stock_loader(task: LoaderTask) -> BatchCounts:
     """DALI's stock classification graph, as its ResNet-50 examples have it: no RandAugment.
 
     Reader, `decoders.image_random_crop`, resize, `crop_mirror_normalize`: its batches are
@@ -151,18 +152,18 @@ def dali_stock_loader(settings: LoaderSettings) -> BatchCounts:
     from nvidia.dali.data_node import DataNode
     from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
-    files, labels = _files_and_labels(settings.data)
+    files, labels = _files_and_labels(task.data)
 
     @pipeline_def(
-        batch_size=settings.batch,
-        num_threads=settings.num_threads,
-        device_id=settings.device_id,
+        batch_size=task.batch,
+        num_threads=task.num_threads,
+        device_id=task.device_id,
     )
     def graph() -> tuple[DataNode, DataNode]:
         encoded, label = fn.readers.file(files=files, labels=labels, random_shuffle=True)
         images = fn.crop_mirror_normalize(
-            _dali_random_crop(encoded, settings),
-            dtype=types.FLOAT if settings.device == "cpu" else types.FLOAT16,
+            _dali_random_crop(encoded, task),
+            dtype=types.FLOAT if task.device == "cpu" else types.FLOAT16,
             output_layout="CHW",
             mean=[255 * value for value in IMAGENET_MEAN],
             std=[255 * value for value in IMAGENET_STD],
@@ -171,15 +172,15 @@ def dali_stock_loader(settings: LoaderSettings) -> BatchCounts:
         return images, label
 
     batches = DALIGenericIterator([graph()], ["images", "labels"], size=-1)
-    return count_images((outputs[0]["images"] for outputs in batches), settings, is_normalised=True)
+    return count_images((outputs[0]["images"] for outputs in batches), task, is_normalised=True)
 
 
-def _dali_random_crop(encoded: Any, settings: LoaderSettings) -> Any:
+def _dali_random_crop(encoded: Any, task: LoaderTask) -> Any:
     """Decode a random window and resize it: DALI's RandomResizedCrop."""
     from nvidia.dali import fn, types
 
-    on_gpu = settings.device != "cpu"
-    options: dict[str, Any] = {"hw_decoder_load": settings.hw_decoder_load} if on_gpu else {}
+    on_gpu = task.device != "cpu"
+    options: dict[str, Any] = {"hw_decoder_load": task.hw_decoder_load} if on_gpu else {}
     images = fn.decoders.image_random_crop(
         encoded,
         device="mixed" if on_gpu else "cpu",
@@ -188,10 +189,10 @@ def _dali_random_crop(encoded: Any, settings: LoaderSettings) -> Any:
         random_area=[0.08, 1.0],
         **options,
     )
-    return fn.resize(images, size=[settings.size_px, settings.size_px])
+    return fn.resize(images, size=[task.size_px, task.size_px])
 
 
-def torchvision_loader(settings: LoaderSettings) -> BatchCounts:
+def torchvision_loader(task: LoaderTask) -> BatchCounts:
     """torch's `DataLoader` on `ImageFolder` with torchvision's v2 transforms on PIL images.
 
     Its RandAugment, too, applies every operation always.
@@ -203,25 +204,25 @@ def torchvision_loader(settings: LoaderSettings) -> BatchCounts:
         raise NotInstalledError("torchvision is not installed") from error
     from torch.utils.data import DataLoader, RandomSampler
 
-    transforms = [v2.RandomResizedCrop(settings.size_px), v2.RandomHorizontalFlip()]
-    if settings.randaugment is not None:
-        policy = RandAugmentPolicy.parse(settings.randaugment)
+    transforms = [v2.RandomResizedCrop(task.size_px), v2.RandomHorizontalFlip()]
+    if task.randaugment is not None:
+        policy = RandAugmentPolicy.parse(task.randaugment)
         transforms.append(v2.RandAugment(policy.num_layers, _magnitude_bin(policy)))
     transform = v2.Compose([*transforms, v2.PILToTensor()])
     # A stored index beside the classes is an empty class to torchvision.
-    dataset = ImageFolder(str(settings.data), transform, allow_empty=True)
+    dataset = ImageFolder(str(task.data), transform, allow_empty=True)
     loader = DataLoader(
         dataset,
-        batch_size=settings.batch,
+        batch_size=task.batch,
         sampler=RandomSampler(dataset, num_samples=10**9),  # epochs without a pause between them
-        num_workers=settings.num_threads,
-        pin_memory=settings.device != "cpu",
+        num_workers=task.num_threads,
+        pin_memory=task.device != "cpu",
         drop_last=True,
     )
-    return count_images((images for images, _ in loader), settings)
+    return count_images((images for images, _ in loader), task)
 
 
-def ffcv_loader(settings: LoaderSettings, share_raw: float = 0.0) -> BatchCounts:
+def ffcv_loader(task: LoaderTask, share_raw: float = 0.0) -> BatchCounts:
     """FFCV's loader on FFCV's file: RandomResizedCrop and flip, as it has no RandAugment.
 
     Its file holds images that it encoded anew (quality 90, as in its settings for ImageNet), here
@@ -247,19 +248,19 @@ def ffcv_loader(settings: LoaderSettings, share_raw: float = 0.0) -> BatchCounts
     if share_raw:
         encoding = {"write_mode": "proportion", "compress_probability": 1 - share_raw}
         encoding["max_resolution"] = 500
-    dataset = ImageFolder(str(settings.data), allow_empty=True)
-    device = [] if settings.device == "cpu" else [ToDevice(torch.device(settings.device))]
-    size_px = (settings.size_px, settings.size_px)
+    dataset = ImageFolder(str(task.data), allow_empty=True)
+    device = [] if task.device == "cpu" else [ToDevice(torch.device(task.device))]
+    size_px = (task.size_px, task.size_px)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "images.beton"
         fields = {"image": RGBImageField(jpeg_quality=90, **encoding), "label": IntField()}
-        writer = DatasetWriter(str(file), fields, num_workers=settings.num_threads)
+        writer = DatasetWriter(str(file), fields, num_workers=task.num_threads)
         writer.from_indexed_dataset(dataset)
         decoder = RandomResizedCropRGBImageDecoder(size_px)
         loader = Loader(
             str(file),
-            batch_size=settings.batch,
-            num_workers=settings.num_threads,
+            batch_size=task.batch,
+            num_workers=task.num_threads,
             os_cache=True,
             order=OrderOption.RANDOM,
             indices=np.tile(np.arange(len(dataset)), 50),  # hardly a pause between epochs
@@ -272,7 +273,7 @@ def ffcv_loader(settings: LoaderSettings, share_raw: float = 0.0) -> BatchCounts
         epochs: Iterator[tuple[Tensor, ...]] = itertools.chain.from_iterable(
             itertools.repeat(loader)
         )
-        yield from count_images((batch[0] for batch in epochs), settings)
+        yield from count_images((batch[0] for batch in epochs), task)
 
 
 def _magnitude_bin(policy: RandAugmentPolicy) -> int:

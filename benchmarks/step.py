@@ -91,7 +91,7 @@ def start_ours(config: Config) -> Parts:
     device = resolve_device(config.run.device)
     with tempfile.TemporaryDirectory() as folder:
         trainer = trainer_without_data(config, device, Path(folder))
-    facts = {"dtype": str(trainer.precision.input_dtype).removeprefix("torch.")}
+    facts = {"dtype": str(trainer.validation.precision.input_dtype).removeprefix("torch.")}
     return _parts(OurStep(trainer), config, trainer.samples.mixing, device, facts)
 
 

@@ -65,8 +65,7 @@ from dali_rsb.loader.warm_up import warm_up_training
 from dali_rsb.run.meter import WaitTimer
 from dali_rsb.run.processes import Processes
 from dali_rsb.system.cpus import available_cpus
-from dali_rsb.training.assembly import device_batch
-from dali_rsb.training.trainer import Trainer
+from dali_rsb.training.assembly import build_trainer, device_batch
 
 OURS, TIMM = "dali_rsb", "timm"
 EVALUATION = "evaluation"
@@ -139,7 +138,7 @@ def _parts(
 def start_ours(config: Config) -> Parts:
     """The trainer's loader and step, and its evaluation."""
     device = resolve_device(config.run.device)
-    trainer = Trainer(with_validation(config), Processes(device))
+    trainer = build_trainer(with_validation(config), Processes(device))
     trainer.step.model.train()
     layout = trainer.samples.layout
 
@@ -162,18 +161,18 @@ def start_ours(config: Config) -> Parts:
         models.append(trainer.step.ema.module)
 
     def evaluation() -> BatchCounts:
-        data = config.data
+        val = trainer.validation
         while True:
-            batches = trainer.eval_loader.batches(trainer.eval_samples.specs())
+            batches = val.loader.batches(val.samples.specs())
             while group := list(itertools.islice(batches, EVALUATION_BATCHES_PER_READING)):
-                evaluate(models, group, trainer.processes, trainer.precision, data.mean, data.std)
+                evaluate(models, group, val.processes, val.precision, val.mean, val.std)
                 yield sum(batch.num_valid for batch in group)
 
     parts = _parts(device, layout.accumulation, layout.batch_per_device, start_loader, update)
     facts = {
         "batch_per_device": layout.batch_per_device,
         "accumulation": layout.accumulation,
-        "dtype": str(trainer.precision.input_dtype).removeprefix("torch."),
+        "dtype": str(trainer.validation.precision.input_dtype).removeprefix("torch."),
         "torch_threads": torch.get_num_threads(),
         "start_up_s": round(start_up_s, 1),
         "evaluated_models": len(models),

@@ -26,7 +26,7 @@ from dali_rsb.kernels.mix import normalize_mix
 from dali_rsb.loader.batch import Batch, BatchMixing
 from dali_rsb.models.precision import Precision, choose_precision
 from dali_rsb.run.processes import Processes
-from dali_rsb.training.assembly import build_model, device_batch
+from dali_rsb.training.assembly import build_model, build_trainer, device_batch
 from dali_rsb.training.trainer import Trainer
 
 # Batches that stand in turn for those of an epoch, so that mixup and CutMix both come.
@@ -52,7 +52,7 @@ class Step(ABC):
 
 
 class OurStep(Step):
-    """The trainer's own `TrainStep`, built by the `Trainer` from the configuration."""
+    """The trainer's own `TrainStep`, built by `build_trainer` from the configuration."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -61,11 +61,11 @@ class OurStep(Step):
         self.accumulation = trainer.samples.layout.accumulation
 
     def mix(self, batch: Batch) -> Any:
-        data = self._trainer.config.data
-        return batch.mixed(data.mean, data.std, self._trainer.precision.input_dtype)
+        val = self._trainer.validation
+        return batch.mixed(val.mean, val.std, val.precision.input_dtype)
 
     def loss(self, mixed: Any) -> Tensor:
-        with self._trainer.precision.autocast():
+        with self._trainer.validation.precision.autocast():
             logits = self._step.model(mixed.images)
             loss: Tensor = self._step.criterion(
                 logits, mixed.labels, mixed.partner_labels, mixed.lam
@@ -275,11 +275,11 @@ def trainer_without_data(config: Config, device: torch.device, folder: Path) -> 
     """The trainer of a configuration, on placeholders in `folder`: all but the data is its own.
 
     Raises:
-        UserError: see `Trainer`.
+        UserError: see `build_trainer`.
     """
     tree = config.model_dump(mode="json")
     root = folder / "placeholders"
     write_placeholders(root, max(config.optimizer.batch_size, 256), config.model.num_classes)
     data = {"train": str(root), "val": str(root), "digits": None, "index": None}
     tree["data"] |= data
-    return Trainer(override_config(tree), Processes(device))
+    return build_trainer(override_config(tree), Processes(device))

@@ -13,21 +13,20 @@ from torch import nn
 
 from dali_rsb.config import override_config
 from dali_rsb.errors import run_command
-from dali_rsb.evaluation.accuracy import evaluate
-from dali_rsb.models.precision import choose_precision
 from dali_rsb.run.checkpoint import load_checkpoint, load_into
+from dali_rsb.run.checkpointer import checkpoint_to_evaluate
 from dali_rsb.run.console import console_messages
 from dali_rsb.run.processes import processes
-from dali_rsb.training.assembly import build_model, eval_loader, open_validation
+from dali_rsb.training.assembly import build_model, validation
+from dali_rsb.training.datasets import open_validation
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dali_rsb.evaluate", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a .pt file, or a run folder (its best.pt)")
+    parser.add_argument("checkpoint", type=Path, help="a .pt file, or a run folder (its best)")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     arguments = parser.parse_args()
-    path: Path = arguments.checkpoint
-    path = path / "best.pt" if path.is_dir() else path
+    path = checkpoint_to_evaluate(arguments.checkpoint)
     state = load_checkpoint(path)
     config = override_config(state["config"], arguments.overrides)
     with (
@@ -35,22 +34,15 @@ def main() -> None:
         console_messages(this_process.is_first),
     ):
         with this_process.first_goes_ahead():
-            index = open_validation(config)
-        samples, loader = eval_loader(config, index, this_process)
+            index = open_validation(config.data, config.model.num_classes)
+        evaluation = validation(config, index, this_process)
         models: dict[str, nn.Module] = {}
         for name, weights in (("model", state["model"]), ("EMA", state["ema"])):
             if weights is not None:
                 models[name] = build_model(config.model, this_process.device)
                 load_into(models[name], weights, path)
-        results = evaluate(
-            list(models.values()),
-            loader.batches(samples.specs()),
-            this_process,
-            choose_precision(config.run.amp, this_process.device),
-            config.data.mean,
-            config.data.std,
-        )
-        loader.close()
+        results = evaluation.evaluate(list(models.values()))
+        evaluation.loader.close()
     if this_process.is_first:
         print(f"{'':8}{'top-1 %':>9}{'top-5 %':>9}{'loss':>9}{'images':>9}")
         for name, result in zip(models, results, strict=True):

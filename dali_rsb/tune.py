@@ -1,12 +1,12 @@
 """The command `python -m dali_rsb.tune CONFIG [section.key=value ...]`.
 
 Finds the fastest settings of the training loader for this machine and the images of a
-configuration, by running the loader itself (the training graph with its augmentation), and stores
-them for training to pick up. What is measured is the loader alone. On a GPU machine these are
-threads, prefetch depth, copies of the graph that take turns, batches in one run of it, window or
-whole-image decoding and the share of the JPEG engine. Without a GPU, model and loader share the
-CPUs, so that more loader threads would only take from the model: threads stay at this process's
-share of the CPUs. Keys that the configuration sets are left alone.
+configuration, and stores them for training to pick up. It measures the loader alone, with all of
+its augmentation and no model. On a GPU machine it searches threads, prefetch depth, the number of
+round-robin pipelines, the batches that share an iteration, window or whole-image decoding, and the
+share of the JPEG engine. Without a GPU, model and loader share the CPUs, and more loader threads
+would only take from the model: threads stay at this process's share of the CPUs. Keys that the
+configuration sets are left alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,28 +28,22 @@ import torch
 from dali_rsb.checks.machine.jpeg_engine import count_jpeg_engines
 from dali_rsb.config import Config, load_config
 from dali_rsb.dataset import DatasetIndex
+from dali_rsb.draws.samples import TrainSamples
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.loader.bad_images import BadImages
+from dali_rsb.loader.settings import DecodeSetting, LoaderSettings, default_settings
 from dali_rsb.run.console import console_messages
 from dali_rsb.run.processes import Processes, processes
 from dali_rsb.training.assembly import (
     decodes_once_for_all_copies,
     device_batch,
-    open_training,
     train_loader,
     train_samples,
 )
-from dali_rsb.tuning.search import Reading, Result, Search, Space
-from dali_rsb.tuning.settings import (
-    NAMES,
-    DecodeSetting,
-    LoaderSettings,
-    Tuned,
-    default_settings,
-    given_settings,
-    store_tuned,
-    tuning_key,
-)
+from dali_rsb.training.datasets import open_training
+from dali_rsb.tuning.search import LoaderRate, Result, Search, Space
+from dali_rsb.tuning.settings import NAMES, given_settings, tuning_key
+from dali_rsb.tuning.store import Tuned, store_tuned
 
 logger = logging.getLogger("dali_rsb.tune")  # not __name__, which is __main__ here
 
@@ -108,7 +102,7 @@ def tune(config: Config, this_process: Processes, seconds: float) -> Tuned:
     Raises:
         UserError: as `dali_rsb.train`, or nothing is left to tune, or the result cannot be stored.
     """
-    index = open_training(config)
+    index = open_training(config.data)
     batch = device_batch(config, this_process)
     start = _starting_point(config, this_process, batch)
     space = search_space(config, this_process, start)
@@ -122,11 +116,11 @@ def tune(config: Config, this_process: Processes, seconds: float) -> Tuned:
     meter = LoaderMeter(config, index, this_process, batch, seconds / _MEASUREMENTS)
     names = NAMES if this_process.device.type == "cuda" else NAMES[:-1]
 
-    def tell(settings: LoaderSettings, reading: Reading, spent_s: float) -> None:
+    def tell(settings: LoaderSettings, rate: LoaderRate, spent_s: float) -> None:
         logger.info(
             "%3.0f of %.0f s  %s: %s img/s, %.2f CPU ms/img",
             *(spent_s, seconds, describe(settings, names)),
-            *(f"{reading.img_per_s:,.0f}", reading.cpu_ms_per_img),
+            *(f"{rate.img_per_s:,.0f}", rate.cpu_ms_per_img),
         )
 
     result = Search(meter, time.monotonic, seconds, tell).run(start, space)
@@ -134,8 +128,8 @@ def tune(config: Config, this_process: Processes, seconds: float) -> Tuned:
     tuned = Tuned(
         settings={name: getattr(result.best, name) for name in space.names},
         date=datetime.date.today().isoformat(),
-        img_per_s=_median_rate(result.readings[result.best]),
-        default_img_per_s=_median_rate(result.readings[start]),
+        img_per_s=_median(result.rates[result.best]),
+        default_img_per_s=_median(result.rates[start]),
     )
     path = store_tuned(tuning_key(config, index, this_process, batch), tuned)
     print(verdict(result, start))
@@ -146,8 +140,8 @@ def tune(config: Config, this_process: Processes, seconds: float) -> Tuned:
 class LoaderMeter:
     """Measures the training loader of a configuration with various settings.
 
-    Each measurement goes on in the epoch where the last one stopped: so each one finds the page
-    cache as training would, and none gets images that another has warmed up.
+    Each measurement continues the epoch where the last one stopped: it finds the page cache as
+    training would, and no images that another measurement has read before.
     """
 
     def __init__(
@@ -164,40 +158,41 @@ class LoaderMeter:
         self._batch = batch_per_device
         self._seconds = seconds
         self._bad_images = BadImages(index, config.data.on_bad_image, config.data.max_bad_fraction)
-        samples = train_samples(config, index, this_process, batch_per_device)
+        samples = self._samples(LoaderSettings(threads=1))
         self._specs = (spec for epoch in itertools.count() for spec in samples.specs(epoch))
 
-    def __call__(self, settings: LoaderSettings) -> Reading:
+    def __call__(self, settings: LoaderSettings) -> LoaderRate:
         """Images/s and CPU time in steady state, from one batch's arrival to another's."""
-        data = self._config.data.model_copy(update=asdict(settings))
-        config = self._config.model_copy(update={"data": data})
-        samples = train_samples(config, self._index, self._process, self._batch)
-        loader = train_loader(config, samples, self._process, self._bad_images)
+        samples = self._samples(settings)
+        loader = train_loader(self._config.data, samples, settings, self._process, self._bad_images)
         batches = loader.batches(self._specs)
         try:
-            runs = _whole_runs(batches, settings.batches_per_run)
+            iterations = _iterations(batches, settings.batches_per_run)
             for _ in range(loader.prefetch + 1):
-                next(runs)
+                next(iterations)
             self._wait_for_device()
             num_batches = 0
             cpu_start_s, start_s = time.process_time(), time.perf_counter()
             while num_batches < _MIN_BATCHES or time.perf_counter() - start_s < self._seconds:
-                num_batches += next(runs)
+                num_batches += next(iterations)
             self._wait_for_device()
             wall_s, cpu_s = time.perf_counter() - start_s, time.process_time() - cpu_start_s
         finally:
             batches.close()
             loader.close()
         num_images = num_batches * self._batch
-        return Reading(num_images / wall_s, 1000 * cpu_s / num_images)
+        return LoaderRate(num_images / wall_s, 1000 * cpu_s / num_images)
+
+    def _samples(self, settings: LoaderSettings) -> TrainSamples:
+        return train_samples(self._config, self._index, self._process, self._batch, settings)
 
     def _wait_for_device(self) -> None:
         if self._process.device.type == "cuda":
             torch.cuda.synchronize(self._process.device)
 
 
-def _whole_runs(batches: Iterator[object], batches_per_run: int) -> Iterator[int]:
-    """Take the batches run by run: those of a run come all at once."""
+def _iterations(batches: Iterator[object], batches_per_run: int) -> Iterator[int]:
+    """Take the batches of one pipeline iteration at a time: they come all at once."""
     while True:
         for _ in range(batches_per_run):
             next(batches)
@@ -233,7 +228,9 @@ def _starting_point(
     config: Config, this_process: Processes, batch_per_device: int
 ) -> LoaderSettings:
     """The defaults, but for the keys that the configuration sets."""
-    defaults = default_settings(this_process, batch_per_device, config.augment.size)
+    defaults = default_settings(
+        this_process.device, this_process.local_world_size, batch_per_device, config.augment.size
+    )
     return replace(defaults, **given_settings(config))
 
 
@@ -250,13 +247,13 @@ def describe(settings: LoaderSettings, names: Sequence[str]) -> str:
 def table(result: Result, start: LoaderSettings, names: Sequence[str]) -> str:
     """All settings that were tried, the fastest first."""
     rows = [("settings", "img/s (spread)", "CPU ms/img", "runs")]
-    ranked = sorted(result.readings.items(), key=lambda item: -_median_rate(item[1]))
-    for settings, readings in ranked:
+    ranked = sorted(result.rates.items(), key=lambda item: -_median(item[1]))
+    for settings, rates in ranked:
         marks = " (default)" if settings == start else ""
         marks += " <- chosen" if settings == result.best else ""
-        rates = [reading.img_per_s for reading in readings]
-        spread = f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
-        cpu_ms = statistics.median(reading.cpu_ms_per_img for reading in readings)
+        img_per_s = [rate.img_per_s for rate in rates]
+        spread = f"{_median(rates):,.0f} ({min(img_per_s):,.0f} to {max(img_per_s):,.0f})"
+        cpu_ms = statistics.median(rate.cpu_ms_per_img for rate in rates)
         rows.append((describe(settings, names) + marks, spread, f"{cpu_ms:.2f}", f"{len(rates)}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -278,8 +275,8 @@ def verdict(result: Result, start: LoaderSettings) -> str:
     return f"{', '.join(changes)}: {result.gain:.2f} x the rate of the defaults{end}"
 
 
-def _median_rate(readings: Sequence[Reading]) -> float:
-    return statistics.median(reading.img_per_s for reading in readings)
+def _median(rates: Sequence[LoaderRate]) -> float:
+    return statistics.median(rate.img_per_s for rate in rates)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,16 @@
-"""Reading and decoding, and the resize with PIL's filters: what both graphs share."""
+"""Reading and decoding, and the resize with PIL's filters: what both pipelines share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 
-from pipelines.inputs import ImageSource, external_inputs, image_input
-
-# "roi" decodes the crop window alone; "full" the whole image, as a GPU's JPEG engine does anyway;
-# "shared" the whole image, once for all its copies in the batch.
-DecodeMode = Literal["roi", "full", "shared"]
-
-INTERPOLATIONS = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
+from pipelines.inputs import external_inputs, image_input
+from pipelines.types import HW_DECODER_LOAD, HostResize, ImageSource
 
 
 def read_files(paths: DataNode) -> DataNode:
@@ -24,7 +19,7 @@ def read_files(paths: DataNode) -> DataNode:
 
 
 def read_images(inputs: Mapping[str, DataNode]) -> DataNode:
-    """The encoded images of a graph, whichever `image_input` it has."""
+    """The encoded images of a pipeline, whichever `image_input` it has."""
     return inputs["encoded"] if "encoded" in inputs else read_files(inputs["path"])
 
 
@@ -83,15 +78,10 @@ def decode_shared(
     return fn.permute_batch(decoded, indices=source)
 
 
-# Resizes a batch of windows on the host: (images, starts, ends, interpolations), each with one
-# array for each sample, -> resized images.
-HostResize = Callable[..., Sequence[np.ndarray]]
-
-
 def resize_window_on_host(
     images: DataNode, start: DataNode, end: DataNode, interpolation: DataNode, resize: HostResize
 ) -> DataNode:
-    """Resize windows by a function of the caller's; for CPU graphs.
+    """Resize windows by a function of the caller's; for CPU pipelines.
 
     Args:
         start, end: as in `resize_window`, in whole pixels.
@@ -131,11 +121,11 @@ def resize_window(
 @pipeline_def(batch_size=1, num_threads=1, prefetch_queue_depth=1)
 def _decode_graph(source: ImageSource, device: str) -> DataNode:
     inputs = external_inputs((image_input(source),))
-    return decode(read_images(inputs), device, hw_decoder_load=0.65)
+    return decode(read_images(inputs), device, HW_DECODER_LOAD)
 
 
 def decode_check_pipeline(source: ImageSource = "path", device_id: int | None = None) -> Pipeline:
-    """Build a graph that decodes one image at a time, to find those that fail.
+    """Build a pipeline that decodes one image at a time, to find those that fail.
 
     Args:
         source: whether it is fed file names or encoded images.

@@ -1,24 +1,21 @@
-"""How a DALI graph declares what the host feeds it: encoded images and numbers beside them."""
+"""How a DALI pipeline declares what the host feeds it: encoded images and numbers beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
 
-# How images come to a graph, and the name of that input: names of files, which the graph reads, or
-# encoded images, such as parts of a shard.
-ImageSource = Literal["path", "encoded"]
+from pipelines.types import ImageSource
 
 
 @dataclass(frozen=True)
 class InputSpec:
     """One external input: fed under `name` as an array [batch, ...] with `ndim` axes per sample.
 
-    With `no_copy` the graph reads the host's arrays themselves: they must stay as they are until
+    With `no_copy` the pipeline reads the host's arrays themselves: they must stay as they are until
     the batch's output has been taken.
     """
 
@@ -32,13 +29,13 @@ def image_input(source: ImageSource) -> InputSpec:
     """The input that images come by, uint8 [num_bytes] each.
 
     Bytes are not copied: a shard is a memory map, and where a page has to come from the disk it is
-    a decoding thread that waits for it, not the one that feeds the graph.
+    a decoding thread that waits for it, not the one that feeds the pipeline.
     """
     return InputSpec(source, types.UINT8, 1, no_copy=source == "encoded")
 
 
 def external_inputs(specs: Iterable[InputSpec]) -> dict[str, DataNode]:
-    """Return a CPU external source for each spec, by name. To be called while building a graph."""
+    """Return a CPU external source for each spec, by name; for a pipeline definition."""
     return {
         spec.name: fn.external_source(
             name=spec.name,

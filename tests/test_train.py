@@ -16,7 +16,7 @@ from conftest import ROOT, run_module
 
 from dali_rsb.config import load_config
 from dali_rsb.run.processes import Processes
-from dali_rsb.training.trainer import Trainer
+from dali_rsb.training.assembly import build_trainer
 
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 CPU = Processes(torch.device("cpu"))
@@ -43,7 +43,7 @@ def small(digits):
 def _train(folder: Path, overrides, resume=None):
     config = load_config(QUICKSTART, [*overrides, f"run.dir={folder}"])
     folder.mkdir(exist_ok=True)
-    Trainer(config, CPU, resume).run(folder)
+    build_trainer(config, CPU, resume).run(folder)
     return torch.load(folder / "last.pt", weights_only=True)
 
 
@@ -99,7 +99,7 @@ def test_resuming_names_what_changed_and_not_what_is_new(whole_run, small, tmp_p
     del state["config"]["optimizer"]["layer_decay"], state["config"]["augment"]["random_erasing"]
     torch.save(state, tmp_path / "older.pt")
     changed = ["augment.random_erasing=0.5", "optimizer.weight_decay=0.3"]
-    trainer = Trainer(load_config(QUICKSTART, [*small, *changed]), CPU, tmp_path / "older.pt")
+    trainer = build_trainer(load_config(QUICKSTART, [*small, *changed]), CPU, tmp_path / "older.pt")
     assert [record.getMessage() for record in caplog.records if "was" in record.msg] == [
         "resuming with augment.random_erasing=0.5, was 0.0",
         "resuming with optimizer.weight_decay=0.3, was 0.02",
@@ -123,7 +123,7 @@ def test_accumulation_makes_the_same_update_as_one_large_batch(small, tmp_path):
     weights = []
     for batch in (192, 96, 64):
         overrides = [*small, f"run.batch_per_device={batch}", "run.max_steps=2"]
-        trainer = Trainer(load_config(QUICKSTART, overrides), CPU)
+        trainer = build_trainer(load_config(QUICKSTART, overrides), CPU)
         for module in trainer.step.model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.train = lambda mode=True, module=module: module

@@ -24,7 +24,7 @@ from dali_rsb.dataset.shards import Shards
 from dali_rsb.errors import UserError
 
 if TYPE_CHECKING:
-    from pipelines.inputs import ImageSource
+    from pipelines.types import ImageSource
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from dali_rsb.draws.mixing import MixDraws, MixPolicy
 from dali_rsb.draws.order import BatchLayout, EvalLayout, epoch_length, epoch_order
 from dali_rsb.draws.philox import Draw, Stream, uniforms
 from dali_rsb.draws.randaugment import RandAugmentPolicy
-from pipelines.decoding import INTERPOLATIONS, DecodeMode
+from pipelines.types import INTERPOLATIONS, DecodeMode
 
 # Uniforms of the crop stream: the window, then flip and interpolation.
 FLIP, INTERPOLATION = CROP_UNIFORMS, CROP_UNIFORMS + 1
@@ -86,10 +86,10 @@ class TrainTransform:
         return inputs
 
     def _interpolations(self, numbers: np.ndarray) -> np.ndarray:
-        bilinear, bicubic = (int(INTERPOLATIONS[name]) for name in ("bilinear", "bicubic"))
+        bilinear, bicubic = INTERPOLATIONS["bilinear"], INTERPOLATIONS["bicubic"]
         if self.interpolation == "random":
             return np.where(numbers < 0.5, bilinear, bicubic).astype(np.int32)
-        return np.full(len(numbers), int(INTERPOLATIONS[self.interpolation]), np.int32)
+        return np.full(len(numbers), INTERPOLATIONS[self.interpolation], np.int32)
 
 
 def _swap_ends(start: np.ndarray, end: np.ndarray, rows: np.ndarray, axis: int) -> None:

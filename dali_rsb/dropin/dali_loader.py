@@ -29,7 +29,7 @@ from dali_rsb.dropin.epoch_loader import (
 from dali_rsb.errors import UserError
 from dali_rsb.kernels.random_erasing import EraseMode
 from dali_rsb.loader.bad_images import BadImages, OnBadImage
-from pipelines.decoding import INTERPOLATIONS
+from pipelines.types import HW_DECODER_LOAD, INTERPOLATIONS
 
 
 class DaliLoader(EpochLoader):
@@ -121,7 +121,7 @@ class DaliLoader(EpochLoader):
         device: str | torch.device | None = None,
         num_threads: int | None = None,
         prefetch: int = 3,
-        hw_decoder_load: float = 0.65,
+        hw_decoder_load: float = HW_DECODER_LOAD,
         seed: int = 0,
         num_replicas: int | None = None,
         rank: int | None = None,

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import os
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from collections.abc import Generator, Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from nvidia.dali import Pipeline
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
@@ -31,11 +30,11 @@ from dali_rsb.errors import UserError
 from dali_rsb.kernels.targets import dense_target
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.batch import Batch, MixedBatch
-from dali_rsb.loader.builders import eval_graph, train_graph
-from dali_rsb.loader.executor import Division
+from dali_rsb.loader.builders import eval_loader, train_loader
 from dali_rsb.loader.loader import Loader
+from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.system.cpus import threads_per_process
-from pipelines.inputs import ImageSource
+from pipelines.types import HW_DECODER_LOAD
 
 Batches = Generator[tuple[Tensor, Tensor], None, None]
 
@@ -76,12 +75,14 @@ class Resources:
     device: torch.device
     num_threads: int
     prefetch: int = 3
-    hw_decoder_load: float = 0.65
+    hw_decoder_load: float = HW_DECODER_LOAD
 
     @property
-    def division(self) -> Division:
-        """How threads and batches in flight are divided among pipelines."""
-        return Division.by_default(self.device, self.num_threads, self.prefetch)
+    def settings(self) -> LoaderSettings:
+        """The same as settings of the loader, with the default number of pipelines."""
+        return LoaderSettings.untuned(
+            self.device, self.num_threads, self.prefetch, self.hw_decoder_load
+        )
 
 
 @dataclass(frozen=True)
@@ -356,35 +357,23 @@ class EpochLoader:
     def _new_loader(self) -> Loader:
         index, preprocessing, resources = self._images.index, self._preprocessing, self._resources
         world_size, rank = self._world.size, self._world.rank
-        samples: TrainSamples | EvalSamples
+        # Nothing that refers to this loader: in a cycle, pipelines would wait for the garbage
+        # collector.
+        parts = (resources.settings, resources.device, self._bad_images)
         if isinstance(preprocessing, TrainPreprocessing):
             global_batch = self.batch_size * world_size
-            layout = BatchLayout(global_batch, self.batch_size, world_size, rank, "spread")
-            samples = TrainSamples(
+            train = TrainSamples(
                 index,
-                layout,
+                BatchLayout(global_batch, self.batch_size, world_size, rank, "spread"),
                 preprocessing.transform,
                 preprocessing.mixing,
                 seed=self._seed,
                 erasing=preprocessing.erasing,
             )
-        else:
-            samples = EvalSamples(
-                index, EvalLayout(len(index), self.batch_size), preprocessing.geometry
-            )
-        # Nothing that refers to this loader: in a cycle, pipelines would wait for the garbage
-        # collector.
-        build = _graph(
-            preprocessing, resources, self.batch_size, self._output.mean, index.image_source
-        )
-        division = resources.division
-        return Loader(
-            samples,
-            build,
-            resources.device,
-            division.prefetch_each,
-            self._bad_images,
-            pipelines=division.pipelines,
+            return train_loader(train, *parts, fill=fill_color(self._output.mean))
+        share = EvalLayout(len(index), self.batch_size)
+        return eval_loader(
+            EvalSamples(index, share, preprocessing.geometry), *parts, preprocessing.interpolation
         )
 
     def _keep(self, loader: Loader) -> None:
@@ -416,26 +405,6 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 def default_threads() -> int:
     """This process's share of the CPUs, among those that torchrun started on this machine."""
     return threads_per_process(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
-def _graph(
-    preprocessing: TrainPreprocessing | EvalPreprocessing,
-    resources: Resources,
-    batch_size: int,
-    mean: tuple[float, float, float],
-    source: ImageSource,
-) -> Callable[[], Pipeline]:
-    options: dict[str, Any] = {
-        "batch_size": batch_size,
-        "num_threads": resources.division.threads_each,
-        "device": resources.device,
-        "prefetch": resources.division.prefetch_each,
-        "hw_decoder_load": resources.hw_decoder_load,
-        "source": source,
-    }
-    if isinstance(preprocessing, TrainPreprocessing):
-        return train_graph(preprocessing.transform, fill=fill_color(mean), **options)
-    return eval_graph(preprocessing.geometry.size_px, preprocessing.interpolation, **options)
 
 
 def _state_of(sampler: Any) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from dali_rsb.dropin.epoch_loader import (
 )
 from dali_rsb.errors import UserError
 from dali_rsb.loader.bad_images import BadImages
-from pipelines.decoding import INTERPOLATIONS
+from pipelines.types import INTERPOLATIONS
 
 logger = logging.getLogger(__name__)
 

@@ -1,80 +1,95 @@
-"""The graph for a transform on a device; the one place that knows where CPU and GPU differ."""
+"""Loaders with their DALI pipelines; the one place that knows where those of CPU and GPU differ."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 from nvidia.dali import Pipeline
 
-from dali_rsb.draws.samples import TrainTransform
+from dali_rsb.draws.samples import EvalSamples, TrainSamples
+from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.cpu_resize import CpuResize
-from pipelines import eval_pipeline, train_pipeline
-from pipelines.inputs import ImageSource
+from dali_rsb.loader.loader import Loader, Samples, device_id
+from dali_rsb.loader.settings import LoaderSettings
+from pipelines import EvalArguments, TrainArguments, eval_pipeline, train_pipeline
+from pipelines.types import IMAGENET_FILL
 
-IMAGENET_FILL = (124, 116, 104)  # timm's: 255 x the ImageNet mean, rounded
 
-
-def train_graph(
-    transform: TrainTransform,
-    *,
-    batch_size: int,
-    num_threads: int,
+def train_loader(
+    samples: TrainSamples,
+    settings: LoaderSettings,
     device: torch.device,
-    prefetch: int,
+    bad_images: BadImages,
     fill: tuple[int, int, int] = IMAGENET_FILL,
-    hw_decoder_load: float = 0.65,
-    source: ImageSource = "path",
-) -> Callable[[], Pipeline]:
-    """Return what builds the training graph of a transform; see `pipelines.train_pipeline`."""
-    on_gpu = device.type == "cuda"
+) -> Loader:
+    """The loader of some training samples.
 
-    def build() -> Pipeline:
-        return train_pipeline(
-            size_px=transform.size_px,
-            batch_size=batch_size,
-            num_threads=num_threads,
-            device_id=device_id(device),
-            prefetch=prefetch,
-            decode_mode=transform.decode_mode,
-            hw_decoder_load=hw_decoder_load,
-            randaugment_layers=transform.randaugment_layers,
-            fill=fill,
-            host_resize=None if on_gpu else CpuResize(transform.size_px, num_threads),
-            source=source,
-        )
-
-    return build
-
-
-def eval_graph(
-    size_px: int,
-    interpolation: str,
-    *,
-    batch_size: int,
-    num_threads: int,
-    device: torch.device,
-    prefetch: int = 2,
-    hw_decoder_load: float = 0.65,
-    source: ImageSource = "path",
-) -> Callable[[], Pipeline]:
-    """Return what builds the evaluation graph; see `pipelines.eval_pipeline`."""
-    return partial(
-        eval_pipeline,
-        size_px=size_px,
-        batch_size=batch_size,
-        num_threads=num_threads,
+    Args:
+        settings: all but `decode`, which `samples.transform` says.
+        device: where images are decoded and augmented, and where batches are.
+        bad_images: what to do about images that cannot be decoded; loaders may share it.
+        fill: colour that geometric operations bring in.
+    """
+    arguments = TrainArguments(
+        size_px=samples.transform.size_px,
+        batch_size=samples.layout.batch_per_device * settings.batches_per_run,
+        num_threads=settings.division.threads_each,
         device_id=device_id(device),
-        prefetch=prefetch,
-        interpolation=interpolation,
-        hw_decoder_load=hw_decoder_load,
-        source=source,
+        prefetch=settings.division.prefetch_each,
+        hw_decoder_load=settings.hw_decoder_load,
+        source=samples.index.image_source,
+        decode_mode=samples.transform.decode_mode,
+        randaugment_layers=samples.transform.randaugment_layers,
+        fill=fill,
     )
+    return _loader(samples, partial(_build_training, arguments), settings, device, bad_images)
 
 
-def device_id(device: torch.device) -> int | None:
-    """The GPU's number, or None for a CPU: how DALI's pipelines take it."""
-    if device.type != "cuda":
-        return None
-    return torch.cuda.current_device() if device.index is None else device.index
+def eval_loader(
+    samples: EvalSamples,
+    settings: LoaderSettings,
+    device: torch.device,
+    bad_images: BadImages,
+    interpolation: str = "bicubic",
+) -> Loader:
+    """The loader of some evaluation samples; for the arguments see `train_loader`."""
+    arguments = EvalArguments(
+        size_px=samples.geometry.size_px,
+        batch_size=samples.layout.batch_per_device * settings.batches_per_run,
+        num_threads=settings.division.threads_each,
+        device_id=device_id(device),
+        prefetch=settings.division.prefetch_each,
+        hw_decoder_load=settings.hw_decoder_load,
+        source=samples.index.image_source,
+        interpolation=interpolation,
+    )
+    return _loader(samples, partial(eval_pipeline, arguments), settings, device, bad_images)
+
+
+def _build_training(arguments: TrainArguments) -> Pipeline:
+    if arguments.device == "cpu":
+        # For each pipeline its own: the threads of the resize end with it.
+        resize = CpuResize(arguments.size_px, arguments.num_threads)
+        arguments = replace(arguments, host_resize=resize)
+    return train_pipeline(arguments)
+
+
+def _loader(
+    samples: Samples,
+    build: Callable[[], Pipeline],
+    settings: LoaderSettings,
+    device: torch.device,
+    bad_images: BadImages,
+) -> Loader:
+    return Loader(
+        samples,
+        build,
+        device,
+        settings.division.prefetch_each,
+        bad_images,
+        settings.batches_per_run,
+        settings.division.pipelines,
+    )

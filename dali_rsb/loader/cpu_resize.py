@@ -15,9 +15,9 @@ import torch
 from nvidia.dali.pipeline import do_not_convert
 from torch.nn.functional import interpolate
 
-from pipelines.decoding import INTERPOLATIONS
+from pipelines.types import INTERPOLATIONS
 
-_MODES = {int(code): name for name, code in INTERPOLATIONS.items()}
+_MODES = {code: name for name, code in INTERPOLATIONS.items()}
 
 # Each thread gets its share of a batch in a few pieces, so that none idles behind a large image.
 _PIECES_PER_THREAD = 4

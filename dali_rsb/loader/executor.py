@@ -42,11 +42,6 @@ class Division:
     prefetch: int
     pipelines: int
 
-    @classmethod
-    def by_default(cls, device: torch.device, num_threads: int, prefetch: int) -> Division:
-        """Where nobody has measured."""
-        return cls(num_threads, prefetch, default_pipelines(device, num_threads))
-
     @property
     def threads_each(self) -> int:
         """Threads of one pipeline."""

@@ -19,7 +19,6 @@ from dali_rsb.draws.mixing import MixDraws
 from dali_rsb.draws.samples import BatchSpec, PreparedRun, joined_indices, replace_indices
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.batch import Batch, BatchMixing
-from dali_rsb.loader.builders import device_id
 from dali_rsb.loader.executor import TakingTurns
 
 logger = logging.getLogger(__name__)
@@ -161,3 +160,10 @@ class Loader:
             with torch.cuda.device(self._device):  # pinning would start up the current one
                 return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor
+
+
+def device_id(device: torch.device) -> int | None:
+    """The GPU's number, or None for a CPU: how DALI's pipelines take it."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index

@@ -98,5 +98,5 @@ def _load(path: Path) -> Any:
     except Exception as error:
         raise UserError(
             f"{path} cannot be read as a checkpoint (truncated or another kind of file); use "
-            "another one, such as best.pt or last.pt of the run"
+            "another checkpoint of the run"
         ) from error

@@ -1,6 +1,6 @@
 """Measuring a run: loss, speed and the share of time spent waiting for data.
 
-Readings are the only places where the host waits for the device.
+The ends of its intervals are the only places where the host waits for the device.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dali_rsb.run.processes import Processes
 
 
 @dataclass(frozen=True)
-class Reading:
+class Interval:
     """What happened in an interval.
 
     Attributes:
@@ -84,7 +84,7 @@ class Meter:
         """Begin an interval here: what went before since the last reading does not count."""
         self._start_s = time.perf_counter()
 
-    def read(self) -> Reading:
+    def read(self) -> Interval:
         """The interval since the last reading (all processes must read); starts the next."""
         totals = _Totals(self._updates)
         sums = torch.stack([self._loss, self._skipped, self._skipped_in_row]).double()
@@ -97,12 +97,12 @@ class Meter:
         self._skipped.zero_()
         self._updates = 0
         self._epoch.add(totals)
-        return replace(totals.reading(self._images_per_update), skipped_in_row=skipped_in_row)
+        return replace(totals.interval(self._images_per_update), skipped_in_row=skipped_in_row)
 
-    def read_epoch(self) -> Reading:
+    def read_epoch(self) -> Interval:
         """All intervals since the last call."""
         epoch, self._epoch = self._epoch, _Totals()
-        return epoch.reading(self._images_per_update)
+        return epoch.interval(self._images_per_update)
 
 
 @dataclass
@@ -120,9 +120,9 @@ class _Totals:
         self.wait_s += other.wait_s
         self.time_s += other.time_s
 
-    def reading(self, images_per_update: int) -> Reading:
+    def interval(self, images_per_update: int) -> Interval:
         made = self.updates - self.skipped
-        return Reading(
+        return Interval(
             loss=self.loss / made if made else math.nan,
             img_per_s=self.updates * images_per_update / self.time_s,
             data_wait=100 * self.wait_s / self.time_s,

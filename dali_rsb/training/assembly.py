@@ -1,19 +1,18 @@
-"""Builds the parts of a run from its configuration: datasets, loaders, precision, model."""
+"""Builds a run from its configuration: the trainer, and the parts that other commands need too.
+
+Here the sections of the configuration are taken apart: every part is handed the values it needs.
+"""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
 
 from dali_rsb import config as cfg
 from dali_rsb.constants import PAIR_BLOCK
-from dali_rsb.dataset import DatasetIndex, check_same_classes, open_index
-from dali_rsb.dataset.digits import write_digits
+from dali_rsb.dataset import DatasetIndex
 from dali_rsb.draws.crops import EvalGeometry
 from dali_rsb.draws.erasing import ErasingPolicy
 from dali_rsb.draws.mixing import MixPolicy
@@ -21,17 +20,25 @@ from dali_rsb.draws.order import BatchLayout, EvalLayout, plan_batches
 from dali_rsb.draws.randaugment import RandAugmentPolicy, fill_color
 from dali_rsb.draws.samples import EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError
+from dali_rsb.evaluation.validation import Validation
+from dali_rsb.loader import builders
 from dali_rsb.loader.bad_images import BadImages
-from dali_rsb.loader.builders import eval_graph, train_graph
-from dali_rsb.loader.executor import Division
 from dali_rsb.loader.loader import Loader
+from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.models import create_model
+from dali_rsb.models.precision import Precision, choose_precision
+from dali_rsb.optim import CosineSchedule, ModelEma, create_optimizer, describe_backend
 from dali_rsb.run.checkpoint import load_into, load_weights
 from dali_rsb.run.processes import Processes
-from dali_rsb.tuning.settings import default_settings, loader_settings
-from pipelines.decoding import DecodeMode
-
-logger = logging.getLogger(__name__)
+from dali_rsb.system.cpus import threads_per_process
+from dali_rsb.training.datasets import open_datasets
+from dali_rsb.training.losses import create_loss
+from dali_rsb.training.messages import describe_run
+from dali_rsb.training.run_state import restore_run
+from dali_rsb.training.step import TrainStep
+from dali_rsb.training.trainer import Trainer, TrainerOptions
+from dali_rsb.tuning.settings import resolve_settings
+from pipelines.types import HW_DECODER_LOAD
 
 # Device batches where run.batch_per_device is not given. RSB trained ResNet-50 at 224 px with 512
 # a card in 32 GB and at 160 px with 512 in 16 GB, so 256 fits any card from 16 GB on.
@@ -39,68 +46,114 @@ DEFAULT_BATCH_GPU = 256
 DEFAULT_BATCH_CPU = 64
 
 
-@dataclass(frozen=True)
-class Datasets:
-    """Training and validation images, with the same classes."""
+def build_trainer(config: cfg.Config, processes: Processes, resume: Path | None = None) -> Trainer:
+    """Build a run from its configuration.
 
-    train: DatasetIndex
-    val: DatasetIndex
+    All that can be wrong with the configuration, the data or the checkpoint is found here, before
+    the run folder exists.
 
-
-def open_datasets(config: cfg.Config, processes: Processes) -> Datasets:
-    """Open (or scan) the two folders, shards or lists; rank 0 scans while the others wait.
-
-    Raises:
-        UserError: a folder is missing, empty or not in ImageNet's layout, or the class counts and
-            model.num_classes disagree.
-    """
-    with processes.first_goes_ahead():
-        train = open_index(_folder(config.data, "train"), config.data.index)
-        val = open_index(_folder(config.data, "val"), config.data.index)
-    check_same_classes(train, val)
-    check_num_classes(train, config.model.num_classes)
-    return Datasets(train, val)
-
-
-def open_training(config: cfg.Config) -> DatasetIndex:
-    """Open the training folder alone.
+    Args:
+        processes: this process among the run's.
+        resume: checkpoint to go on from.
 
     Raises:
-        UserError: the folder is missing, empty or not in ImageNet's layout.
+        UserError: the parts below name what is wrong and what to set.
     """
-    return open_index(_folder(config.data, "train"), config.data.index)
+    if config.run.cuda_graph and (processes.world_size > 1 or processes.device.type != "cuda"):
+        raise UserError("run.cuda_graph=true is for one process on a GPU; set run.cuda_graph=false")
+    torch.manual_seed(config.run.seed)
+    # Convolutions have fixed shapes: let cuDNN measure its algorithms; float32 parts may use TF32.
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+
+    datasets = open_datasets(config.data, config.model.num_classes, processes)
+    batch = device_batch(config, processes)
+    resolved = resolve_settings(config, datasets.train, processes, batch)
+    samples = train_samples(config, datasets.train, processes, batch, resolved.settings)
+    loader = train_loader(config.data, samples, resolved.settings, processes)
+    evaluation = validation(config, datasets.val, processes)
+    step = build_step(config, processes, samples.layout.accumulation, evaluation.precision)
+    per_epoch, plan = samples.updates_per_epoch, config.schedule
+    schedule = CosineSchedule(
+        step.optimizer,
+        peak_lr=config.optimizer.lr,
+        total_updates=plan.epochs * per_epoch,
+        warmup_updates=round(plan.warmup_epochs * per_epoch),
+        warmup_lr=plan.warmup_lr,
+        min_lr=plan.min_lr,
+    )
+    resolved_config = config.model_dump(mode="json")
+    best_top1 = 0.0
+    if resume is not None:
+        defaults = cfg.Config(name="defaults").model_dump(mode="json")
+        best_top1 = restore_run(resume, step, per_epoch, resolved_config, defaults)
+    introduction = [
+        describe_run(config.model.name, samples, evaluation.precision, processes),
+        describe_backend(step.optimizer),
+        resolved.origin,
+    ]
+    return Trainer(
+        step,
+        samples,
+        loader,
+        schedule,
+        evaluation,
+        processes,
+        TrainerOptions(
+            num_epochs=plan.epochs,
+            max_updates=config.run.max_steps,
+            eval_every=config.evaluation.every,
+            log_every=config.run.log_every,
+            checkpoint_every=config.run.checkpoint_every,
+            max_skipped_updates=config.run.max_skipped_steps,
+            warm_up=config.run.warm_up,
+        ),
+        resolved_config,
+        [line for line in introduction if line is not None],
+        best_top1,
+    )
 
 
-def open_validation(config: cfg.Config) -> DatasetIndex:
-    """Open the validation folder alone.
+def build_step(
+    config: cfg.Config, processes: Processes, accumulation: int, precision: Precision
+) -> TrainStep:
+    """The training step with its model, loss, optimizer and EMA.
 
     Raises:
-        UserError: as `open_datasets`.
+        UserError: see `build_model` and `create_optimizer`.
     """
-    index = open_index(_folder(config.data, "val"), config.data.index)
-    check_num_classes(index, config.model.num_classes)
-    return index
-
-
-def check_num_classes(index: DatasetIndex, num_classes: int) -> None:
-    """Raises UserError where the folder's classes are not as many as the model's."""
-    if len(index.classes) != num_classes:
-        raise UserError(
-            f"{index.origin} has {len(index.classes)} classes, but "
-            f"model.num_classes={num_classes}; set model.num_classes={len(index.classes)}"
-        )
-
-
-def _folder(data: cfg.Data, split: Literal["train", "val"]) -> Path:
-    if data.digits is not None:
-        train, val = write_digits(data.digits)
-        return train if split == "train" else val
-    folder = data.train if split == "train" else data.val
-    if folder is None:
-        raise UserError(
-            f"data.{split} is not set; give the folder (or list) of images, data.{split}=PATH"
-        )
-    return folder
+    model = build_model(config.model, processes.device)
+    optimizer = create_optimizer(
+        model,
+        config.optimizer.name,
+        lr=config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
+        momentum=config.optimizer.momentum,
+        nesterov=config.optimizer.nesterov,
+        backend=config.optimizer.backend,
+        layer_decay=config.optimizer.layer_decay,
+        layer_decay_min_scale=config.optimizer.layer_decay_min_scale,
+    )
+    ema = None
+    if config.ema.decay is not None:
+        ema = ModelEma(model, config.ema.decay, config.ema.warmup)
+    return TrainStep(
+        model,
+        create_loss(config.loss.name, config.loss.smoothing, config.loss.target_threshold),
+        optimizer,
+        ema,
+        precision,
+        processes,
+        accumulation=accumulation,
+        mean=config.data.mean,
+        std=config.data.std,
+        clip_grad=config.optimizer.clip_grad,
+        compile=config.run.compile,
+        cuda_graph=config.run.cuda_graph,
+        seed=config.run.seed,
+    )
 
 
 def device_batch(config: cfg.Config, processes: Processes) -> int:
@@ -126,18 +179,22 @@ def decodes_once_for_all_copies(config: cfg.Config, processes: Processes) -> boo
 
 
 def train_samples(
-    config: cfg.Config, index: DatasetIndex, processes: Processes, batch_per_device: int
+    config: cfg.Config,
+    index: DatasetIndex,
+    processes: Processes,
+    batch_per_device: int,
+    settings: LoaderSettings,
 ) -> TrainSamples:
     """The training epochs of this process.
+
+    Args:
+        settings: say which part of an image is decoded, where copies do not share it.
 
     Raises:
         UserError: an epoch is shorter than one global batch.
     """
     augment, mixing = config.augment, config.mixing
     policy = None if augment.randaugment is None else RandAugmentPolicy.parse(augment.randaugment)
-    decode_mode: DecodeMode = "shared"
-    if not decodes_once_for_all_copies(config, processes):
-        decode_mode = loader_settings(config, index, processes, batch_per_device).decode
     samples = TrainSamples(
         index=index,
         layout=BatchLayout(
@@ -155,7 +212,7 @@ def train_samples(
             augment.hflip,
             augment.interpolation,
             policy,
-            decode_mode,
+            "shared" if decodes_once_for_all_copies(config, processes) else settings.decode,
         ),
         mixing=MixPolicy(
             mixing.mixup,
@@ -183,74 +240,47 @@ def train_samples(
 
 
 def train_loader(
-    config: cfg.Config,
+    config: cfg.Data,
     samples: TrainSamples,
+    settings: LoaderSettings,
     processes: Processes,
     bad_images: BadImages | None = None,
 ) -> Loader:
-    """The training graph and its loader; give `bad_images` where several loaders share them."""
-    batch = samples.layout.batch_per_device
-    settings = loader_settings(config, samples.index, processes, batch)
-    division = settings.division
-    build = train_graph(
-        samples.transform,
-        batch_size=batch * settings.batches_per_run,
-        num_threads=division.threads_each,
-        device=processes.device,
-        prefetch=division.prefetch_each,
-        fill=fill_color(config.data.mean),
-        source=samples.index.image_source,
-        hw_decoder_load=settings.hw_decoder_load,
-    )
+    """The training loader; give `bad_images` where several loaders share them."""
     if bad_images is None:
-        data = config.data
-        bad_images = BadImages(samples.index, data.on_bad_image, data.max_bad_fraction)
-    return Loader(
-        samples,
-        build,
-        processes.device,
-        division.prefetch_each,
-        bad_images,
-        settings.batches_per_run,
-        division.pipelines,
-    )
+        bad_images = BadImages(samples.index, config.on_bad_image, config.max_bad_fraction)
+    fill = fill_color(config.mean)
+    return builders.train_loader(samples, settings, processes.device, bad_images, fill)
 
 
 def eval_loader(
     config: cfg.Config, index: DatasetIndex, processes: Processes
 ) -> tuple[EvalSamples, Loader]:
-    """The validation images of this process, the evaluation graph and its loader.
+    """The validation images of this process and their loader.
 
     An undecodable validation image is an error whatever `data.on_bad_image` says: a stand-in
-    would be counted twice. Tuning says nothing about this graph: a checkpoint has one accuracy,
+    would be counted twice. Tuning says nothing about this loader: a checkpoint has one accuracy,
     before and after.
     """
-    settings = config.evaluation
-    defaults = default_settings(processes, settings.batch_per_device, settings.size)
-    load = config.data.hw_decoder_load
-    num_threads = config.data.threads or defaults.threads
-    division = Division.by_default(processes.device, num_threads, prefetch=2)
-    layout = EvalLayout(len(index), settings.batch_per_device, processes.world_size, processes.rank)
-    samples = EvalSamples(index, layout, EvalGeometry(settings.size, settings.crop_ratio))
-    build = eval_graph(
-        settings.size,
-        settings.interpolation,
-        batch_size=settings.batch_per_device,
-        num_threads=division.threads_each,
-        device=processes.device,
-        prefetch=division.prefetch_each,
-        hw_decoder_load=defaults.hw_decoder_load if load is None else load,
-        source=index.image_source,
+    evaluation, data, device = config.evaluation, config.data, processes.device
+    threads = data.threads or threads_per_process(processes.local_world_size)
+    load = HW_DECODER_LOAD if data.hw_decoder_load is None else data.hw_decoder_load
+    settings = LoaderSettings.untuned(device, threads, prefetch=2, hw_decoder_load=load)
+    samples = EvalSamples(
+        index,
+        EvalLayout(len(index), evaluation.batch_per_device, processes.world_size, processes.rank),
+        EvalGeometry(evaluation.size, evaluation.crop_ratio),
     )
-    loader = Loader(
-        samples,
-        build,
-        processes.device,
-        division.prefetch_each,
-        BadImages(index, "raise"),
-        pipelines=division.pipelines,
-    )
+    bad_images = BadImages(index, "raise")
+    loader = builders.eval_loader(samples, settings, device, bad_images, evaluation.interpolation)
     return samples, loader
+
+
+def validation(config: cfg.Config, index: DatasetIndex, processes: Processes) -> Validation:
+    """The evaluation of a run's models on the images of `index`."""
+    samples, loader = eval_loader(config, index, processes)
+    precision = choose_precision(config.run.amp, processes.device)
+    return Validation(samples, loader, processes, precision, config.data.mean, config.data.std)
 
 
 def build_model(config: cfg.Model, device: torch.device) -> nn.Module:

@@ -1,6 +1,6 @@
-"""The search for the loader's fastest settings: races in alternation, until the time is up.
+"""The search for the loader's fastest settings: candidates race in rounds until the time is up.
 
-Pure logic: what is measured, and the clock, come from the caller (`dali_rsb.tune`).
+Pure logic: the caller (`dali_rsb.tune`) gives the measurement and the clock.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from dali_rsb.tuning.settings import DecodeSetting, LoaderSettings
+from dali_rsb.loader.settings import DecodeSetting, LoaderSettings
 
 # A setting replaces another only where it is faster in every round, and by this much in the median:
 # the loader's rate varies by one or two percent from round to round on a quiet machine.
@@ -32,7 +32,7 @@ _ENDS = {
 
 
 @dataclass(frozen=True)
-class Reading:
+class LoaderRate:
     """One measurement of the loader alone."""
 
     img_per_s: float
@@ -75,35 +75,36 @@ class Result:
 
     best: LoaderSettings
     gain: float
-    readings: dict[LoaderSettings, list[Reading]]
+    rates: dict[LoaderSettings, list[LoaderRate]]
     ran_out_of_time: bool
 
 
 class Search:
-    """Searches one setting after the other, from the defaults on.
+    """Searches one setting after the other, starting from the defaults.
 
     Args:
-        measure: runs the loader with these settings and reads its rate.
-        clock: seconds, monotonic.
+        measure: runs the loader with some settings and returns its rate.
+        clock: a monotonic clock, in seconds.
         seconds: time for the whole search.
-        tell: is told of each measurement, and of the seconds that the search has taken so far.
+        tell: called after each measurement with the settings, their rate, and the seconds that the
+            search has taken so far.
     """
 
     def __init__(
         self,
-        measure: Callable[[LoaderSettings], Reading],
+        measure: Callable[[LoaderSettings], LoaderRate],
         clock: Callable[[], float],
         seconds: float,
-        tell: Callable[[LoaderSettings, Reading, float], None] = lambda *told: None,
+        tell: Callable[[LoaderSettings, LoaderRate, float], None] = lambda *told: None,
     ) -> None:
-        self._measure = measure
+        self._run_loader = measure
         self._clock = clock
         self._start_s = clock()
         self._seconds = seconds
         self._tell = tell
         self._longest_s = 0.0
         self._ran_out = False
-        self._readings: dict[LoaderSettings, list[Reading]] = {}
+        self._rates: dict[LoaderSettings, list[LoaderRate]] = {}
 
     def run(self, default: LoaderSettings, space: Space) -> Result:
         """Find the best settings; the defaults, where nothing is faster beyond doubt."""
@@ -123,9 +124,9 @@ class Search:
         gain = 1.0
         if best != default:
             best, gain = self._race("confirm", default, [best])
-        elif default not in self._readings:
-            self._read(default)
-        return Result(best, gain, self._readings, self._ran_out)
+        elif default not in self._rates:
+            self._measure(default)
+        return Result(best, gain, self._rates, self._ran_out)
 
     def _leaves_cpus_idle(self, settings: LoaderSettings, num_cpus: int) -> bool:
         """Whether threads wait, for storage or a GPU, so that more of them than CPUs may help.
@@ -133,32 +134,30 @@ class Search:
         Where they do not, more of them would only take from the training process itself, or have
         the container's quota stop all of it.
         """
-        if settings not in self._readings:
-            self._read(settings)
-        readings = self._readings[settings]
-        busy_cpus = statistics.median(r.img_per_s * r.cpu_ms_per_img / 1000 for r in readings)
+        if settings not in self._rates:
+            self._measure(settings)
+        rates = self._rates[settings]
+        busy_cpus = statistics.median(r.img_per_s * r.cpu_ms_per_img / 1000 for r in rates)
         return busy_cpus < IDLE_BELOW * num_cpus
 
     def _race(
         self, part: str, incumbent: LoaderSettings, challengers: Iterable[LoaderSettings]
     ) -> tuple[LoaderSettings, float]:
-        """Measure all in rounds, every other one in the opposite order.
+        """Measure all in rounds; every other round goes in the opposite order.
 
         Returns:
             The winner, and its rate over the incumbent's.
         """
         runners = list(dict.fromkeys([incumbent, *challengers]))
         end_s = self._start_s + _ENDS[part] * self._seconds
-        rounds: list[dict[LoaderSettings, Reading]] = []
+        rounds: list[dict[LoaderSettings, LoaderRate]] = []
         while len(runners) > 1 and len(rounds) < NUM_ROUNDS:
-            readings = self._round(runners if len(rounds) % 2 == 0 else runners[::-1], end_s)
-            if readings is None:
+            rates = self._round(runners if len(rounds) % 2 == 0 else runners[::-1], end_s)
+            if rates is None:
                 break
-            rounds.append(readings)
-            lowest = (1 - HOPELESS) * max(reading.img_per_s for reading in readings.values())
-            runners = [
-                one for one in runners if one == incumbent or readings[one].img_per_s >= lowest
-            ]
+            rounds.append(rates)
+            lowest = (1 - HOPELESS) * max(rate.img_per_s for rate in rates.values())
+            runners = [one for one in runners if one == incumbent or rates[one].img_per_s >= lowest]
         winner, gain = incumbent, 1.0
         if len(rounds) >= 2:
             for one in runners:
@@ -170,20 +169,20 @@ class Search:
 
     def _round(
         self, runners: Sequence[LoaderSettings], end_s: float
-    ) -> dict[LoaderSettings, Reading] | None:
+    ) -> dict[LoaderSettings, LoaderRate] | None:
         """Measure each once; None where the time ends first."""
-        readings = {}
+        rates = {}
         for one in runners:
             if self._clock() + self._longest_s > end_s:
                 self._ran_out = True
                 return None
-            readings[one] = self._read(one)
-        return readings
+            rates[one] = self._measure(one)
+        return rates
 
-    def _read(self, settings: LoaderSettings) -> Reading:
+    def _measure(self, settings: LoaderSettings) -> LoaderRate:
         start_s = self._clock()
-        reading = self._measure(settings)
+        rate = self._run_loader(settings)
         self._longest_s = max(self._longest_s, self._clock() - start_s)
-        self._readings.setdefault(settings, []).append(reading)
-        self._tell(settings, reading, self._clock() - self._start_s)
-        return reading
+        self._rates.setdefault(settings, []).append(rate)
+        self._tell(settings, rate, self._clock() - self._start_s)
+        return rate

@@ -34,7 +34,7 @@ def images(tmp_path_factory):
 def settings(images):
     from benchmarks import peers
 
-    return peers.LoaderSettings(images, 8, 32, "rand-m6-mstd0.5-inc1", num_threads=1)
+    return peers.LoaderTask(images, 8, 32, "rand-m6-mstd0.5-inc1", num_threads=1)
 
 
 def test_images_have_the_statistics_of_imagenet(images):

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import budget, published_rates
-from benchmarks.budget import Amount, Comparison, Hours, Rates
+from benchmarks.budget import AgainstAuthors, Amount, Hours, Rates
 from dali_rsb.config import load_config
 from dali_rsb.errors import UserError
 
@@ -65,10 +65,10 @@ def test_hours_and_what_the_authors_took():
     assert hours.evaluation == pytest.approx(1)
     assert hours.start_up == pytest.approx(0.5)
     assert hours.total == pytest.approx(6.5)
-    comparison = Comparison.of(config_of("a3"), hours, gpus=2)
+    comparison = AgainstAuthors.of(config_of("a3"), hours, gpus=2)
     assert comparison.speed_up == pytest.approx(15 / 6.5)
     assert comparison.fewer_gpu_hours == pytest.approx(60 / 13)
-    assert Comparison.of(config_of("a2"), hours, gpus=2) is None
+    assert AgainstAuthors.of(config_of("a2"), hours, gpus=2) is None
 
 
 def test_more_gpus_are_an_estimate():
@@ -82,7 +82,7 @@ def test_more_gpus_are_an_estimate():
 
 def test_the_verdict_says_whether_the_time_is_met():
     config = config_of("a3")
-    fast, slow = Comparison(15, 2.0, 8.0), Comparison(15, 0.5, 0.5)
+    fast, slow = AgainstAuthors(15, 2.0, 8.0), AgainstAuthors(15, 0.5, 0.5)
     assert "are met: 2.00 times as fast" in budget.verdict(config, [fast], False)
     assert "are missed: 0.50" in budget.verdict(config, [slow], False)
     both = budget.verdict(config, [fast, slow], True)

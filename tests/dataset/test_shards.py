@@ -26,7 +26,9 @@ from dali_rsb.dataset.shards import Shards
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.executor import GraphRunner
 from dali_rsb.run.processes import processes
-from dali_rsb.training.assembly import eval_loader, open_datasets, train_loader, train_samples
+from dali_rsb.training.assembly import eval_loader, train_loader, train_samples
+from dali_rsb.training.datasets import open_datasets
+from dali_rsb.tuning.settings import resolve_settings
 from pipelines.inputs import external_inputs, image_input
 
 KINDS = ("a10", "a9", "b")  # in the order of strings, which is not that of class folders
@@ -176,9 +178,10 @@ def test_the_trainers_loaders_take_shards_and_lists(digits, tmp_path):
         places = [f"data.{split}={folder}/{split}{ending}" for split in ("train", "val")]
         config = load_config(ROOT / "configs" / "quickstart.yaml", [*options, *places])
         with processes("cpu") as this_process:
-            datasets = open_datasets(config, this_process)
-            samples = train_samples(config, datasets.train, this_process, 32)
-            loader = train_loader(config, samples, this_process)
+            datasets = open_datasets(config.data, config.model.num_classes, this_process)
+            settings = resolve_settings(config, datasets.train, this_process, 32).settings
+            samples = train_samples(config, datasets.train, this_process, 32, settings)
+            loader = train_loader(config.data, samples, settings, this_process)
             last = samples.updates_per_epoch - 3
             batches = list(loader.batches(samples.specs(epoch=1, first_update=last)))
             of_val, loader = eval_loader(config, datasets.val, this_process)

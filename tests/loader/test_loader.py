@@ -21,9 +21,9 @@ from dali_rsb.draws.samples import EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError
 from dali_rsb.loader import executor as graph_runner
 from dali_rsb.loader.bad_images import BadImages
-from dali_rsb.loader.builders import eval_graph, train_graph
+from dali_rsb.loader.builders import eval_loader, train_loader
 from dali_rsb.loader.executor import Division, default_pipelines
-from dali_rsb.loader.loader import Loader
+from dali_rsb.loader.settings import LoaderSettings
 
 CPU = torch.device("cpu")
 SIZE_PX = 24
@@ -54,24 +54,15 @@ def _train_samples(index, layout, **options):
 
 
 def _train_loader(samples, prefetch=2, batches_per_run=1, pipelines=1, **options):
-    build = train_graph(
-        samples.transform,
-        batch_size=samples.layout.batch_per_device * batches_per_run,
-        num_threads=1,
-        device=CPU,
-        prefetch=prefetch,
-    )
-    bad_images = BadImages(samples.index, **options)
-    return Loader(samples, build, CPU, prefetch, bad_images, batches_per_run, pipelines)
+    # One thread and `prefetch` iterations for each pipeline.
+    settings = LoaderSettings(pipelines, prefetch * pipelines, pipelines, batches_per_run)
+    return train_loader(samples, settings, CPU, BadImages(samples.index, **options))
 
 
 def _eval_loader(index, batch, prefetch=2, policy="raise", **options):
     samples = EvalSamples(index, EvalLayout(len(index), batch), EvalGeometry(SIZE_PX, 1.0))
-
-    build = eval_graph(
-        SIZE_PX, "bicubic", batch_size=batch, num_threads=1, device=CPU, prefetch=prefetch
-    )
-    return samples, Loader(samples, build, CPU, prefetch, BadImages(index, policy, **options))
+    bad_images = BadImages(index, policy, **options)
+    return samples, eval_loader(samples, LoaderSettings(1, prefetch), CPU, bad_images)
 
 
 @pytest.mark.parametrize("prefetch", [2, 3, 5])

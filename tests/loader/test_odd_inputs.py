@@ -23,7 +23,7 @@ from dali_rsb.loader import conversion
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.conversion import Conversions
 from dali_rsb.loader.loader import Loader
-from pipelines import eval_pipeline, train_pipeline
+from pipelines import EvalArguments, TrainArguments, eval_pipeline, train_pipeline
 from pipelines.decoding import decode_check_pipeline
 
 SIZE_PX = 48
@@ -180,7 +180,13 @@ def _train_batches(index, decode_mode, bad_images=None, **options):
 
     def build():
         return train_pipeline(
-            size_px=SIZE_PX, batch_size=8, num_threads=1, device_id=None, decode_mode=decode_mode
+            TrainArguments(
+                size_px=SIZE_PX,
+                batch_size=8,
+                num_threads=1,
+                device_id=None,
+                decode_mode=decode_mode,
+            )
         )
 
     bad_images = bad_images or BadImages(index, "raise")
@@ -195,7 +201,9 @@ def _eval_batches(index, size_px=SIZE_PX):
     samples = EvalSamples(index, EvalLayout(len(index), 8), EvalGeometry(size_px, 1.0))
 
     def build():
-        return eval_pipeline(size_px=size_px, batch_size=8, num_threads=1, device_id=None)
+        return eval_pipeline(
+            EvalArguments(size_px=size_px, batch_size=8, num_threads=1, device_id=None)
+        )
 
     loader = Loader(samples, build, torch.device("cpu"), 2, BadImages(index, "raise"))
     batches = loader.batches(samples.specs())

@@ -16,8 +16,8 @@ from dali_rsb.draws.randaugment import RandAugmentPolicy
 from dali_rsb.draws.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError
 from dali_rsb.loader.bad_images import BadImages
-from dali_rsb.loader.builders import eval_graph, train_graph
-from dali_rsb.loader.loader import Loader
+from dali_rsb.loader.builders import eval_loader, train_loader
+from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.loader.warm_up import (
     WholeImages,
     largest_batches,
@@ -25,7 +25,7 @@ from dali_rsb.loader.warm_up import (
     warm_up_training,
 )
 from dali_rsb.run.processes import Processes
-from dali_rsb.training.trainer import Trainer
+from dali_rsb.training.assembly import build_trainer
 
 CPU = torch.device("cpu")
 BATCH = 8
@@ -60,8 +60,8 @@ def _samples(index, decode_mode="roi", repeats=1):
 
 
 def _loader(samples, policy="substitute"):
-    build = train_graph(samples.transform, batch_size=BATCH, num_threads=1, device=CPU, prefetch=2)
-    return Loader(samples, build, CPU, 2, BadImages(samples.index, policy, max_fraction=0.1))
+    bad_images = BadImages(samples.index, policy, max_fraction=0.1)
+    return train_loader(samples, LoaderSettings(threads=1, prefetch=2), CPU, bad_images)
 
 
 def _number(index, i):
@@ -147,8 +147,8 @@ def test_undecodable_images_among_the_largest_are_replaced_as_in_training(tmp_pa
 
 def test_an_evaluation_is_the_same_after_a_warm_up(index):
     samples = EvalSamples(index, EvalLayout(NUM_IMAGES, 16), EvalGeometry(24, 0.9))
-    build = eval_graph(24, "bicubic", batch_size=16, num_threads=1, device=CPU)
-    loader = Loader(samples, build, CPU, 2, BadImages(index, "raise"))
+    settings = LoaderSettings(threads=1, prefetch=2)
+    loader = eval_loader(samples, settings, CPU, BadImages(index, "raise"))
     before = [batch.images.clone() for batch in loader.batches(samples.specs())]
     recorder = _Recorder(samples)
     warm_up_evaluation(loader.with_samples(recorder), samples)
@@ -199,7 +199,7 @@ def test_a_run_has_the_same_bits_with_and_without(digits, tmp_path, caplog):
             *("optimizer.batch_size=96", "run.batch_per_device=96", "run.max_steps=2"),
             *("data.threads=1", "run.device=cpu", f"run.warm_up={warm_up}"),
         ]
-        trainer = Trainer(load_config(QUICKSTART, overrides), Processes(CPU))
+        trainer = build_trainer(load_config(QUICKSTART, overrides), Processes(CPU))
         folder = tmp_path / warm_up
         folder.mkdir()
         caplog.clear()
@@ -215,10 +215,7 @@ def test_a_run_has_the_same_bits_with_and_without(digits, tmp_path, caplog):
 def test_the_memory_of_a_gpu_does_not_grow_after_a_warm_up(index, decode_mode):
     device = torch.device("cuda", 0)
     samples = _samples(index, decode_mode)
-    build = train_graph(
-        samples.transform, batch_size=BATCH, num_threads=2, device=device, prefetch=2
-    )
-    loader = Loader(samples, build, device, 2, BadImages(index))
+    loader = train_loader(samples, LoaderSettings(2, prefetch=2), device, BadImages(index))
     warm_up_training(loader, samples, epoch=0, end_epoch=8)
     torch.cuda.synchronize()
     free_after_warm_up, _ = torch.cuda.mem_get_info()

@@ -1,6 +1,10 @@
 """The CPU graphs against PIL and timm: decode + crop + resize + flip, and the eval transform."""
 
+import subprocess
+import sys
+
 import numpy as np
+import nvidia.dali
 import pytest
 from PIL import Image
 
@@ -10,13 +14,13 @@ from dali_rsb.draws.order import BatchLayout, EvalLayout
 from dali_rsb.draws.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.loader.cpu_resize import CpuResize
 from dali_rsb.loader.executor import GraphRunner
-from pipelines import eval_pipeline, train_pipeline
-from pipelines.decoding import INTERPOLATIONS
+from pipelines import EvalArguments, TrainArguments, eval_pipeline, train_pipeline
+from pipelines.types import HW_DECODER_LOAD, INTERPOLATIONS
 
 NUM_EPOCHS = 6
 FILTERS = {
-    int(INTERPOLATIONS["bilinear"]): Image.Resampling.BILINEAR,
-    int(INTERPOLATIONS["bicubic"]): Image.Resampling.BICUBIC,
+    INTERPOLATIONS["bilinear"]: Image.Resampling.BILINEAR,
+    INTERPOLATIONS["bicubic"]: Image.Resampling.BICUBIC,
 }
 
 
@@ -49,12 +53,14 @@ def test_training_crops_are_pils(index, decode_mode, size_px, resize):
 
     got = _run(
         lambda: train_pipeline(
-            size_px=size_px,
-            batch_size=14,
-            num_threads=1,
-            device_id=None,
-            decode_mode=decode_mode,
-            host_resize=CpuResize(size_px, 2) if resize == "host" else None,
+            TrainArguments(
+                size_px=size_px,
+                batch_size=14,
+                num_threads=1,
+                device_id=None,
+                decode_mode=decode_mode,
+                host_resize=CpuResize(size_px, 2) if resize == "host" else None,
+            )
         ),
         prepared,
     )
@@ -80,7 +86,9 @@ def test_copies_of_one_decoded_image_equal_images_decoded_one_by_one(index):
         spec = BatchSpec(indices, 12, epoch=0, positions=range(12))
         got[decode_mode] = _run(
             lambda mode=decode_mode: train_pipeline(
-                size_px=96, batch_size=12, num_threads=1, device_id=None, decode_mode=mode
+                TrainArguments(
+                    size_px=96, batch_size=12, num_threads=1, device_id=None, decode_mode=mode
+                )
             ),
             [samples.prepare(spec)],
         )
@@ -107,11 +115,13 @@ def test_eval_graph_is_timms_transform(index, size_px, crop_ratio, interpolation
     samples = EvalSamples(index, EvalLayout(14, 14), EvalGeometry(size_px, crop_ratio))
     got = _run(
         lambda: eval_pipeline(
-            size_px=size_px,
-            batch_size=14,
-            num_threads=1,
-            device_id=None,
-            interpolation=interpolation,
+            EvalArguments(
+                size_px=size_px,
+                batch_size=14,
+                num_threads=1,
+                device_id=None,
+                interpolation=interpolation,
+            )
         ),
         [samples.prepare(next(samples.specs()))],
     )
@@ -131,17 +141,38 @@ def test_interpolation_and_flip_are_drawn_half_and_half(index):
     samples = TrainSamples(index, BatchLayout(14, 14), TrainTransform(32))
     inputs = [samples.prepare(next(samples.specs(epoch))).inputs for epoch in range(300)]
     flips = np.concatenate([i["start"][:, 1] > i["end"][:, 1] for i in inputs])
-    cubic = np.concatenate([i["interpolation"] == int(INTERPOLATIONS["bicubic"]) for i in inputs])
+    cubic = np.concatenate([i["interpolation"] == INTERPOLATIONS["bicubic"] for i in inputs])
     assert flips.mean() == pytest.approx(0.5, abs=0.03)
     assert cubic.mean() == pytest.approx(0.5, abs=0.03)
     assert np.corrcoef(flips, cubic)[0, 1] == pytest.approx(0, abs=0.05)
 
 
-@pytest.mark.parametrize("build", [train_pipeline, eval_pipeline])
-def test_the_gpu_graph_is_accepted_by_every_operator(build):
-    # Without a GPU a graph can be defined, which checks all names and types of arguments.
-    from nvidia.dali import Pipeline
+def test_the_gpu_pipelines_are_accepted_by_every_operator():
+    # Without a GPU a pipeline can be defined, which checks all names and types of arguments.
+    parts = {"size_px": 64, "batch_size": 2, "num_threads": 1, "device_id": 0}
+    assert isinstance(
+        train_pipeline(TrainArguments(**parts, randaugment_layers=2)), nvidia.dali.Pipeline
+    )
+    assert isinstance(eval_pipeline(EvalArguments(**parts)), nvidia.dali.Pipeline)
 
-    options = {"randaugment_layers": 2} if build is train_pipeline else {}
-    graph = build(size_px=64, batch_size=2, num_threads=1, device_id=0, **options)
-    assert isinstance(graph, Pipeline)
+
+def test_codes_and_defaults_are_dalis():
+    interpolations = nvidia.dali.types.DALIInterpType
+    assert {
+        "bilinear": interpolations.INTERP_LINEAR.value,
+        "bicubic": interpolations.INTERP_CUBIC.value,
+    } == INTERPOLATIONS
+    schema = nvidia.dali.backend.GetSchema("decoders__Image")
+    assert float(schema.GetArgumentDefaultValueString("hw_decoder_load")) == HW_DECODER_LOAD
+
+
+def test_arguments_and_codes_load_no_dali():
+    program = (
+        "import sys, pipelines, pipelines.types; pipelines.TrainArguments; "
+        "print([m for m in sys.modules if m.startswith(('nvidia', 'torch', 'dali_rsb'))]); "
+        "pipelines.train_pipeline; print('nvidia.dali' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split("\n") == ["[]", "True", ""]

@@ -14,10 +14,10 @@ from dali_rsb.models.precision import Precision
 from dali_rsb.optim import ModelEma, create_optimizer
 from dali_rsb.run.processes import Processes
 from dali_rsb.training import step as step_module
+from dali_rsb.training.assembly import build_trainer
 from dali_rsb.training.cuda_graph import WARM_UP_CALLS, StepGraph
 from dali_rsb.training.losses import create_loss
 from dali_rsb.training.step import TrainStep
-from dali_rsb.training.trainer import Trainer
 
 
 class HostRecorder:
@@ -134,7 +134,7 @@ def test_without_a_gpu_it_is_a_user_error(digits):
     overrides = [f"data.digits={digits}", "run.device=cpu", "run.cuda_graph=true"]
     config = load_config(ROOT / "configs/quickstart.yaml", overrides)
     with pytest.raises(UserError, match=r"set run\.cuda_graph=false"):
-        Trainer(config, Processes(torch.device("cpu")))
+        build_trainer(config, Processes(torch.device("cpu")))
 
 
 @pytest.mark.gpu

@@ -17,9 +17,9 @@ from dali_rsb.kernels.mix import normalize_mix, normalize_mix_plain
 from dali_rsb.kernels.triton_support import triton_obstacle
 from dali_rsb.loader.executor import GraphRunner
 from dali_rsb.run.processes import Processes
+from dali_rsb.training.assembly import build_trainer
 from dali_rsb.training.losses import MixedBinaryCrossEntropy
-from dali_rsb.training.trainer import Trainer
-from pipelines import train_pipeline
+from pipelines import TrainArguments, train_pipeline
 
 pytestmark = pytest.mark.gpu
 
@@ -36,12 +36,14 @@ def test_the_gpu_graph_gives_the_cpu_graphs_pixels(photo_folder, decode_mode, po
     def pixels(device_id):
         def build():
             return train_pipeline(
-                size_px=160,
-                batch_size=14,
-                num_threads=2,
-                device_id=device_id,
-                decode_mode=decode_mode,
-                randaugment_layers=transform.randaugment_layers,
+                TrainArguments(
+                    size_px=160,
+                    batch_size=14,
+                    num_threads=2,
+                    device_id=device_id,
+                    decode_mode=decode_mode,
+                    randaugment_layers=transform.randaugment_layers,
+                )
             )
 
         runner = GraphRunner(build, prefetch=2)
@@ -63,7 +65,9 @@ def test_images_that_are_dropped_at_once_are_read_before_they_are_overwritten(ph
 
     def build():
         return train_pipeline(
-            size_px=160, batch_size=14, num_threads=2, device_id=0, decode_mode="full"
+            TrainArguments(
+                size_px=160, batch_size=14, num_threads=2, device_id=0, decode_mode="full"
+            )
         )
 
     def read(delay_cycles):
@@ -89,7 +93,7 @@ def test_a_run_in_every_precision(digits, tmp_path, amp):
         ROOT / "configs" / "quickstart.yaml",
         [f"data.digits={digits}", "run.device=cuda", f"run.amp={amp}", "schedule.epochs=8"],
     )
-    trainer = Trainer(config, Processes(torch.device("cuda", 0)))
+    trainer = build_trainer(config, Processes(torch.device("cuda", 0)))
     trainer.run(tmp_path)
     accuracy = torch.load(tmp_path / "best.pt", weights_only=True)["best_top1"]
     assert accuracy > 90  # over 99 on a CPU

@@ -16,9 +16,9 @@ from dali_rsb.models.precision import Precision
 from dali_rsb.optim import LossScaler, ModelEma, create_optimizer, factory
 from dali_rsb.run.meter import Meter
 from dali_rsb.run.processes import Processes
+from dali_rsb.training.assembly import build_trainer
 from dali_rsb.training.losses import create_loss
 from dali_rsb.training.step import TrainStep, _Rollback
-from dali_rsb.training.trainer import Trainer
 
 CPU = Processes(torch.device("cpu"))
 OPTIMIZERS = ["lamb", "sgd", "adamw", "fused sgd", "fused adamw"]
@@ -255,7 +255,7 @@ def trainer_with(digits):
                 *overrides,
             ],
         )
-        trainer = Trainer(config, CPU, resume)
+        trainer = build_trainer(config, CPU, resume)
         weight = next(trainer.step.model.parameters())
         weight.register_hook(
             lambda grad: grad * math.nan if trainer.step.updates_done in spoilt else grad

@@ -16,7 +16,7 @@ from dali_rsb.config import load_config
 from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
 from dali_rsb.loader.batch import Batch, BatchMixing
 from dali_rsb.run.processes import Processes
-from dali_rsb.training.trainer import Trainer
+from dali_rsb.training.assembly import build_trainer
 
 BATCH, SIZE_PX, CLASSES = 16, 64, 10
 
@@ -67,7 +67,7 @@ def test_updates_equal_timms(digits, accumulation):
             "run.device=cpu",
         ],
     )
-    trainer = Trainer(config, Processes(torch.device("cpu")))
+    trainer = build_trainer(config, Processes(torch.device("cpu")))
     step = trainer.step
     step.model.train()
 

@@ -1,7 +1,6 @@
 """Tuning: the search with made-up measurements, the store, what wins over what, and a real run."""
 
 import json
-import logging
 import sys
 
 import numpy as np
@@ -13,13 +12,15 @@ from PIL import Image
 from dali_rsb import tune as command
 from dali_rsb.config import load_config
 from dali_rsb.errors import UserError
+from dali_rsb.loader.settings import LoaderSettings, default_settings
 from dali_rsb.run.processes import Processes
 from dali_rsb.system import cpus
-from dali_rsb.training.assembly import device_batch, open_training, train_loader, train_samples
-from dali_rsb.training.trainer import Trainer
-from dali_rsb.tuning.search import Reading, Search, Space
-from dali_rsb.tuning.search import settings as store
-from dali_rsb.tuning.settings import LoaderSettings, Tuned, load_tuned, loader_settings, store_tuned
+from dali_rsb.training.assembly import build_trainer, device_batch, train_loader, train_samples
+from dali_rsb.training.datasets import open_training
+from dali_rsb.tuning import store
+from dali_rsb.tuning.search import LoaderRate, Search, Space
+from dali_rsb.tuning.settings import resolve_settings, tuning_key
+from dali_rsb.tuning.store import Tuned, load_tuned, store_tuned
 
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 CPU = Processes(torch.device("cpu"))
@@ -53,7 +54,7 @@ class Machine:
         slower = (1 - self._drift) ** len(self.measured)
         self.measured.append(settings)
         rate = self._rate(settings) * slower * (1 + self._noise * self._draw.standard_normal())
-        return Reading(rate, 1000 * self._busy_cpus / rate)
+        return LoaderRate(rate, 1000 * self._busy_cpus / rate)
 
     def search(self, seconds=100.0, default=DEFAULT, space=SPACE):
         return Search(self.measure, lambda: self.now_s, seconds).run(default, space)
@@ -76,7 +77,7 @@ def test_the_search_finds_what_is_faster():
     assert result.best.prefetch == 3  # one percent is within the noise
     assert result.gain == pytest.approx(_h100(result.best) / _h100(DEFAULT), rel=0.03)
     assert not result.ran_out_of_time
-    assert sum(map(len, result.readings.values())) == len(machine.measured)
+    assert sum(map(len, result.rates.values())) == len(machine.measured)
 
 
 def test_fewer_threads_win_where_they_are_faster():
@@ -125,7 +126,7 @@ def test_the_time_is_kept(seconds, seconds_each):
     machine = Machine(_h100, noise=0.01, seconds_each=seconds_each)
     result = machine.search(seconds)
     assert machine.now_s - 100 <= max(seconds, 2 * seconds_each)
-    assert result.readings[DEFAULT]
+    assert result.rates[DEFAULT]
     # Nothing is chosen that did not beat the defaults at the end.
     assert result.best == DEFAULT or result.gain > 1.03
 
@@ -137,7 +138,7 @@ def test_a_winner_by_luck_loses_the_last_comparison():
     class Lucky(Machine):
         def measure(self, settings):
             super().measure(settings)
-            return Reading(rounds[settings].pop(0) if settings == lucky else 1000.0, 1.0)
+            return LoaderRate(rounds[settings].pop(0) if settings == lucky else 1000.0, 1.0)
 
     result = Lucky(lambda settings: 1000.0).search(
         space=Space(decoding=[("roi", 0.65), ("full", 0.65)])
@@ -201,17 +202,17 @@ def _config(digits, *overrides):
 
 
 def _store(config, tuned=TUNED):
-    index = open_training(config)
-    return store_tuned(store.tuning_key(config, index, CPU, device_batch(config, CPU)), tuned)
+    index = open_training(config.data)
+    return store_tuned(tuning_key(config, index, CPU, device_batch(config, CPU)), tuned)
 
 
 def test_given_keys_win_over_tuned_ones_and_those_over_the_defaults(digits, cache, monkeypatch):
     monkeypatch.setattr(cpus, "available_cpus", lambda: 6)
     config = _config(digits)
-    index = open_training(config)
+    index = open_training(config.data)
 
     def settings(config):
-        return loader_settings(config, index, CPU, 96)
+        return resolve_settings(config, index, CPU, 96).settings
 
     assert settings(config) == LoaderSettings(6, pipelines=2, batches_per_run=10)
     _store(config)
@@ -220,9 +221,9 @@ def test_given_keys_win_over_tuned_ones_and_those_over_the_defaults(digits, cach
     assert settings(given) == LoaderSettings(2, 4, 2, 10, "full", 0.5)
     # Another augmentation, batch or number of processes has not been tuned.
     assert settings(_config(digits, "augment.randaugment=null")).prefetch == 3
-    assert loader_settings(config, index, CPU, 48).prefetch == 3
+    assert resolve_settings(config, index, CPU, 48).settings.prefetch == 3
     two = Processes(torch.device("cpu"), world_size=2, local_world_size=2)
-    assert loader_settings(config, index, two, 96) == LoaderSettings(
+    assert resolve_settings(config, index, two, 96).settings == LoaderSettings(
         3, pipelines=2, batches_per_run=10
     )
 
@@ -232,23 +233,22 @@ def test_given_keys_win_over_tuned_ones_and_those_over_the_defaults(digits, cach
     [(64, 32, 16), (256, 160, 1), (32, 160, 8), (32, 224, 4), (512, 224, 1)],
 )
 def test_runs_of_a_cpu_hold_many_small_images_or_few_large_ones(batch, size_px, batches):
-    assert store.default_settings(CPU, batch, size_px).batches_per_run == batches
-    on_gpu = Processes(torch.device("cuda", 0))
-    assert store.default_settings(on_gpu, batch, size_px).batches_per_run == 1
+    assert default_settings(CPU.device, 1, batch, size_px).batches_per_run == batches
+    assert default_settings(torch.device("cuda", 0), 1, batch, size_px).batches_per_run == 1
 
 
-def test_training_uses_tuned_settings_and_says_so(digits, cache, caplog):
+def test_training_uses_tuned_settings_and_says_so(digits, cache):
     config = _config(digits, "run.max_steps=1", "data.threads=1")
     _store(config)
-    samples = train_samples(config, open_training(config), CPU, 96)
+    index = open_training(config.data)
+    settings = resolve_settings(config, index, CPU, 96).settings
+    samples = train_samples(config, index, CPU, 96, settings)
     assert samples.transform.decode_mode == "full"
-    loader = train_loader(config, samples, CPU)
+    loader = train_loader(config.data, samples, settings, CPU)
     assert (loader.prefetch, loader.batches_under_way) == (5, 50)  # one thread, one pipeline
-    trainer = Trainer(config, CPU)
+    trainer = build_trainer(config, CPU)
     assert trainer.loader.prefetch == 5
-    with caplog.at_level(logging.INFO):
-        trainer._describe()  # the first lines of a run
-    lines = [line for line in caplog.messages if "tuning" in line]
+    lines = [line for line in trainer.introduction if "tuning" in line]
     assert lines == [
         "data.prefetch=5, data.decode=full from tuning on 2026-05-01; set a key to override it"
     ]
@@ -311,10 +311,11 @@ def test_the_command_measures_stores_and_prints(digits, cache, monkeypatch, caps
     assert "(default)" in output.out
     assert "CPU ms/img" in output.out
     assert "of 5 s  threads=" in output.err
-    found = store.find_tuned(config, open_training(config), CPU, 96)
+    resolved = resolve_settings(config, open_training(config.data), CPU, 96)
+    found = resolved.tuned
     assert found.settings.keys() == {*PLACING, "decode"}
     assert found.img_per_s > 0
-    assert loader_settings(config, open_training(config), CPU, 96).prefetch in (2, 3, 5)
+    assert resolved.settings.prefetch in (2, 3, 5)
 
 
 def test_ctrl_c_leaves_nothing_behind(digits, cache, monkeypatch, capsys):
@@ -370,7 +371,7 @@ def test_an_undecodable_image_is_found_once(tmp_path, caplog):
     overrides += ["optimizer.batch_size=16", "run.batch_per_device=16", "run.device=cpu"]
     overrides += ["data.threads=1", "mixing.group_size=16"]
     config = load_config(QUICKSTART, overrides)
-    meter = command.LoaderMeter(config, open_training(config), CPU, 16, seconds=0.01)
+    meter = command.LoaderMeter(config, open_training(config.data), CPU, 16, seconds=0.01)
     caplog.clear()
     for mode in ("roi", "full"):
         reading = meter(LoaderSettings(1, decode=mode))
@@ -388,5 +389,5 @@ def test_tuning_on_a_gpu(photo_folder, cache, monkeypatch):
     found = command.tune(config, this_process, seconds=20)
     assert {"threads", "prefetch", "decode"} <= found.settings.keys()
     assert found.img_per_s > 0
-    index = open_training(config)
-    assert store.find_tuned(config, index, this_process, 8) == found
+    index = open_training(config.data)
+    assert resolve_settings(config, index, this_process, 8).tuned == found

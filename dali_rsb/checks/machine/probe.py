@@ -12,7 +12,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +73,12 @@ def dali_cpu() -> dict[str, Any]:
     """Decode a JPEG in a CPU pipeline."""
     import nvidia.dali
 
-    from pipelines import eval_pipeline
-
-    return {"version": nvidia.dali.__version__, "shape": _decode(eval_pipeline, None)}
+    return {"version": nvidia.dali.__version__, "shape": _decode(None)}
 
 
 def dali_gpu() -> dict[str, Any]:
     """Decode a JPEG in a pipeline on the first GPU."""
-    from pipelines import eval_pipeline
-
-    return {"shape": _decode(eval_pipeline, 0)}
+    return {"shape": _decode(0)}
 
 
 def jpeg_engine() -> dict[str, Any]:
@@ -102,16 +97,18 @@ def jpeg_engine() -> dict[str, Any]:
     return {"engines": count_jpeg_engines(), "has_library": has_library}
 
 
-def _decode(eval_pipeline: Callable[..., Any], device_id: int | None) -> list[int]:
+def _decode(device_id: int | None) -> list[int]:
     """Shape of a decoded and resized image."""
     import numpy as np
     from PIL import Image
+
+    from pipelines import EvalArguments, eval_pipeline
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "probe.jpg"
         Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(path)
         pipeline = eval_pipeline(
-            size_px=32, batch_size=1, num_threads=1, device_id=device_id, prefetch=1
+            EvalArguments(size_px=32, batch_size=1, num_threads=1, device_id=device_id, prefetch=1)
         )
         pipeline.build()
         (images,) = pipeline.run(

@@ -28,12 +28,14 @@ from dali_rsb.draws.randaugment import (
 )
 from dali_rsb.draws.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.loader.bad_images import BadImages
-from dali_rsb.loader.builders import eval_graph, train_graph
-from dali_rsb.loader.loader import Loader, Samples
+from dali_rsb.loader.builders import eval_loader, train_loader
+from dali_rsb.loader.loader import Loader
+from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.system.cpus import threads_per_process
-from pipelines.decoding import INTERPOLATIONS, DecodeMode, decode, read_images
-from pipelines.inputs import ImageSource, external_inputs, image_input
+from pipelines.decoding import decode, read_images
+from pipelines.inputs import external_inputs, image_input
 from pipelines.randaugment import rand_augment, randaugment_inputs
+from pipelines.types import HW_DECODER_LOAD, INTERPOLATIONS, DecodeMode, ImageSource
 
 EXACT = Limits(largest=0)
 RESIZED = Limits(mean=0.3, within_2=0.995)
@@ -57,7 +59,7 @@ PREFETCH = 2
 @pipeline_def
 def _decode_graph(device: str, source: ImageSource) -> DataNode:
     inputs = external_inputs((image_input(source),))
-    return decode(read_images(inputs), device, hw_decoder_load=0.65)
+    return decode(read_images(inputs), device, HW_DECODER_LOAD)
 
 
 @pipeline_def(enable_conditionals=True)
@@ -94,13 +96,11 @@ class Comparison:
         self._decoder: Pipeline | None = None
         num_threads = threads_per_process(1)
         self._options: dict[str, Any] = {"num_threads": num_threads, "device_id": device_id}
-        self._graph_options: dict[str, Any] = {
-            "batch_size": BATCH_SIZE,
-            "num_threads": num_threads,
-            "device": torch.device("cpu" if device_id is None else f"cuda:{device_id}"),
-            "prefetch": PREFETCH,
-            "source": index.image_source,
-        }
+        self._loader_parts = (
+            LoaderSettings(num_threads, PREFETCH),
+            torch.device("cpu" if device_id is None else f"cuda:{device_id}"),
+            self._bad_images,
+        )
 
     def stages(self) -> Iterator[Stage]:
         """Yield the stages, each compared on all images. A GPU's JPEG decoder has no limits."""
@@ -172,8 +172,8 @@ class Comparison:
         geometry = EvalGeometry(self._size_px, CROP_RATIO)
         stage = Stage(f"{name}, {self._size_px}/{CROP_RATIO} bicubic", limits)
         samples = EvalSamples(self._index, EvalLayout(len(self._index), BATCH_SIZE), geometry)
-        build = eval_graph(self._size_px, "bicubic", **self._graph_options)
-        for spec, row, ours in self._rows(samples, build, self._specs(num_epochs=1)):
+        loader = eval_loader(samples, *self._loader_parts, "bicubic")
+        for spec, row, ours in self._rows(loader, self._specs(num_epochs=1)):
             image = int(spec.indices[row])
             reference = eval_transform(decode_image(image), geometry, "bicubic")
             stage.add(ours, np.asarray(reference), self._label(image))
@@ -231,8 +231,8 @@ class Comparison:
 
     def _train_rows(self, transform: TrainTransform) -> Iterator[tuple[BatchSpec, int, np.ndarray]]:
         samples = TrainSamples(self._index, BatchLayout(BATCH_SIZE, BATCH_SIZE), transform)
-        build = train_graph(transform, fill=FILL, **self._graph_options)
-        yield from self._rows(samples, build, self._specs(NUM_EPOCHS))
+        loader = train_loader(samples, *self._loader_parts, fill=FILL)
+        yield from self._rows(loader, self._specs(NUM_EPOCHS))
 
     def _specs(self, num_epochs: int) -> list[BatchSpec]:
         return [
@@ -243,11 +243,9 @@ class Comparison:
         ]
 
     def _rows(
-        self, samples: Samples, build: Callable[[], Pipeline], specs: Iterable[BatchSpec]
+        self, loader: Loader, specs: Iterable[BatchSpec]
     ) -> Iterator[tuple[BatchSpec, int, np.ndarray]]:
         """Yield the specification, the row and the output uint8 [H, W, 3] of each sample."""
-        device = self._graph_options["device"]
-        loader = Loader(samples, build, device, PREFETCH, self._bad_images)
         for spec, batch in zip(specs, loader.batches(specs), strict=True):
             for row, image in enumerate(batch.images.cpu().numpy()):
                 yield spec, row, image
@@ -262,7 +260,7 @@ class Comparison:
             self._index.heights[spec.indices],
         )
         (top, left), (height, width) = inputs["anchor"][row], inputs["shape"][row]
-        codes = {int(code): name for name, code in INTERPOLATIONS.items()}
+        codes = {code: name for name, code in INTERPOLATIONS.items()}
         return crop_resize_flip(
             image,
             (left, top, left + width, top + height),

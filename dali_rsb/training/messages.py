@@ -1,0 +1,60 @@
+"""What a run says of itself: what it is, how much memory it takes, why it had to stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dali_rsb.draws.samples import TrainSamples
+from dali_rsb.models.precision import Precision
+from dali_rsb.run.processes import Processes
+
+
+def describe_run(
+    model_name: str, samples: TrainSamples, precision: Precision, processes: Processes
+) -> str:
+    """The first line of a run: model, devices, images and batches."""
+    layout, index = samples.layout, samples.index
+    return (
+        f"{model_name} on {processes.world_size} x {processes.device.type}, "
+        f"{str(precision.input_dtype).removeprefix('torch.')}: {len(index):,} images, "
+        f"{len(index.classes)} classes; global batch {layout.global_batch} = "
+        f"{layout.batch_per_device} per device x {processes.world_size} device(s) x "
+        f"{layout.accumulation} accumulation; {samples.updates_per_epoch} updates an epoch"
+    )
+
+
+def device_memory(device: torch.device) -> str:
+    """', X of Y GiB of GPU memory in use' by all programs; nothing on a CPU."""
+    if device.type != "cuda":
+        return ""
+    free, total = torch.cuda.mem_get_info(device)
+    return f"; {(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB of GPU memory in use"
+
+
+def diverged(num_updates: int, updates_done: int, checkpoint: Path | None) -> str:
+    """The loss is no longer a finite number.
+
+    Args:
+        num_updates: since the last report.
+        updates_done: in all.
+        checkpoint: the last good one.
+    """
+    return (
+        f"the loss became inf or NaN within the {num_updates} updates before update "
+        f"{updates_done}; lower optimizer.lr or set optimizer.clip_grad{_last_good(checkpoint)}"
+    )
+
+
+def stuck(num_updates: int, updates_done: int, limit: int, checkpoint: Path | None) -> str:
+    """The last `num_updates` were all skipped; `limit` is run.max_skipped_steps."""
+    return (
+        f"the last {num_updates} updates before update {updates_done} had inf or NaN in their "
+        "gradients and were skipped; lower optimizer.lr, set optimizer.clip_grad, or raise "
+        f"run.max_skipped_steps={limit}{_last_good(checkpoint)}"
+    )
+
+
+def _last_good(checkpoint: Path | None) -> str:
+    return "" if checkpoint is None else f"; the last good checkpoint is {checkpoint}"

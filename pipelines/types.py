@@ -1,0 +1,29 @@
+"""Names, codes and defaults of the pipelines, for those who describe their inputs without DALI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+# What is decoded of an image. "roi": the crop window alone. "full": the whole image, as a GPU's
+# JPEG engine does anyway. "shared": the whole image, once for all its copies in the batch.
+DecodeMode = Literal["roi", "full", "shared"]
+
+# How images come to a pipeline, and the name of that input: names of files, which the pipeline
+# reads, or encoded images, such as parts of a shard.
+ImageSource = Literal["path", "encoded"]
+
+# Resizes a batch of windows on the host: (images, starts, ends, interpolations), each with one
+# array for each sample, -> resized images.
+HostResize = Callable[..., Sequence[np.ndarray]]
+
+# Values of nvidia.dali.types.DALIInterpType; a test compares them.
+INTERPOLATIONS = {"bilinear": 1, "bicubic": 2}
+
+# Share of a batch for the GPU's JPEG engine, where it has one: DALI's own default.
+HW_DECODER_LOAD = 0.65
+
+# Colour (R, G, B) that geometric operations bring in: timm's, 255 x the ImageNet mean, rounded.
+IMAGENET_FILL = (124, 116, 104)
