@@ -46,7 +46,7 @@ def write_digits(root: Path, size_px: int = 32, val_fraction: float = 0.2) -> tu
         raise UserError(f"{root} holds something other than the digits: give a new folder")
     images, digits = _load_digits()
     root.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_directory(root) as directory:
+    with atomic_directory(root, durable=False) as directory:
         for split in (train, val):
             for digit in range(10):
                 (directory / split.name / str(digit)).mkdir(parents=True)

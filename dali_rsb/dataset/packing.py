@@ -43,6 +43,7 @@ from dali_rsb.dataset.storage import (
     write_index,
 )
 from dali_rsb.errors import UserError
+from dali_rsb.system.atomic import atomic_file
 from dali_rsb.system.cpus import available_cpus
 
 logger = logging.getLogger(__name__)
@@ -259,7 +260,7 @@ def _claim(target: Path, digest: str, options: PackOptions) -> Path:
     work.mkdir(parents=True, exist_ok=True)
     plan = {"digest": digest, "options": str(options)}
     if not (work / _PLAN).exists():
-        with _replacing(work / _PLAN) as file:
+        with atomic_file(work / _PLAN) as file:
             file.write(json.dumps(plan).encode())
     found = json.loads((work / _PLAN).read_text(encoding="utf-8"))
     if found != plan:
@@ -357,7 +358,7 @@ def _write_shards(
         while sample is not None:
             path = target / _shard_name(len(records))
             rows = []
-            with _replacing(path) as file:
+            with atomic_file(path) as file:
                 shard = _ShardWriter(file)
                 while sample is not None and shard.has_room(len(sample.data), options.shard_bytes):
                     label = str(index.labels[sample.row])
@@ -369,7 +370,7 @@ def _write_shards(
                     sample = next(samples, None)
                 num_bytes, sha256 = shard.finish()
             record = _Record(num_bytes, sha256, np.array(rows, np.int64))
-            with _replacing(target / PACK_WORK / f"{path.name}.npz") as file:
+            with atomic_file(target / PACK_WORK / f"{path.name}.npz") as file:
                 np.savez(file, **dataclasses.asdict(record))
             records.append(record)
 
@@ -513,20 +514,6 @@ class _ShardWriter:
         self._num_bytes += len(data)
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when the block has ended well, and is on the disk then."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _write_index(
     index: DatasetIndex,
     target: Path,
@@ -574,7 +561,7 @@ def _write_index(
             for name, record in zip(names, records, strict=True)
         ],
     }
-    with _replacing(target / CLASS_NAMES) as file:
+    with atomic_file(target / CLASS_NAMES) as file:
         file.write("".join(f"{name}\n" for name in index.classes).encode())
     write_index(target / PACK_INDEX, packed, {"pack": about})
     return report

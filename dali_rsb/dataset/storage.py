@@ -101,23 +101,12 @@ def write_index(
             np.save(directory / f"{name}.npy", getattr(shards, name))
         (directory / META).write_text(json.dumps(meta), encoding="utf-8")
         (directory / UNREADABLE).write_bytes(unreadable)
-        for path in [*directory.iterdir(), directory]:
-            _write_through(path)
 
 
 def _relative_to_list(index: DatasetIndex) -> str:
     """The root of a list's images as seen from the list, so that both may move together."""
     assert index.listing is not None
     return "." if index.root == index.listing.parent else str(index.root)
-
-
-def _write_through(path: Path) -> None:
-    """Have the kernel write a file or directory to the disk now."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(place: Path, root: Path) -> tuple[DatasetIndex | None, str | None]:

@@ -3,11 +3,9 @@ into a copy that takes its place from then on."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
-import secrets
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +18,7 @@ from dali_rsb.dataset import DatasetIndex
 from dali_rsb.dataset.image_header import ImageFormat
 from dali_rsb.dataset.storage import USER_CACHE
 from dali_rsb.errors import UserError
+from dali_rsb.system.atomic import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -155,14 +154,11 @@ class Conversions:
 
 
 def _write(target: Path, image: Image.Image) -> None:
-    partial = target.with_name(f".{target.stem}-{secrets.token_hex(8)}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        image.save(partial, "PPM")
-        partial.replace(target)
+        with atomic_file(target) as file:
+            image.save(file, "PPM")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise UserError(
             f"cannot write a converted copy of an image to {target.parent} ({error.strerror}): "
             "make room there, or set data.index to a writable folder"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import math
-import os
 import sys
 import time
 from dataclasses import dataclass, fields
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from dali_rsb.system.atomic import atomic_file
 
 logger = logging.getLogger("dali_rsb")
 
@@ -167,14 +169,12 @@ class RunLog:
         if path.exists():
             with path.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= first_epoch]
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+        with atomic_file(path) as file:
+            file.write(text.getvalue().encode())
 
 
 def _json_value(value: Any) -> Any:
