@@ -122,13 +122,14 @@ def read_parsed(
         UnreadableFileError: see `read_text`; or the parser refuses the text.
     """
     text = read_text(path, fix)
+    # ValueError: among others, Python makes no number of more than 4,300 digits.
+    refused: tuple[type[Exception], ...] = (ValueError, *errors)
     try:
         return parse(text)
     except RecursionError as error:
         reason = f"is no {kind} that can be read, it nests too deep"
         raise UnreadableFileError(path, reason, fix) from error
-    # ValueError: among others, Python makes no number of more than 4,300 digits.
-    except (ValueError, *errors) as error:
+    except refused as error:
         raise UnreadableFileError(path, f"is no {kind} ({_one_line(error)})", fix) from error
 
 
