@@ -214,7 +214,10 @@ def write_imagenet_like(
     root = root.absolute()
     root.parent.mkdir(parents=True, exist_ok=True)
     digests, file_bytes = {}, []
-    with atomic_directory(root) as directory, ProcessPoolExecutor(available_cpus()) as pool:
+    with (
+        atomic_directory(root, durable=False) as directory,
+        ProcessPoolExecutor(available_cpus()) as pool,
+    ):
         for label in range(num_classes):
             (directory / f"n{label:08d}").mkdir()
         for plan, data in zip(plans, pool.map(encode, plans, chunksize=8), strict=True):

@@ -28,7 +28,7 @@ from typing import Any
 
 from dali_rsb.checks.machine.software import DALI_DISTRIBUTIONS
 from dali_rsb.errors import UserError
-from dali_rsb.system.cpus import available_cpus
+from dali_rsb.system.cpus import available_cpus, cpu_model
 
 PACKAGES = ("torch", "torchvision", "timm", *DALI_DISTRIBUTIONS, "ffcv", "numpy", "pillow")
 CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -406,11 +406,9 @@ def describe_machine() -> dict[str, Any]:
     """CPU, usable cores, memory, load, and the GPU where there is one."""
     import torch
 
-    cpu_info = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    models = [line.partition(":")[2].strip() for line in cpu_info if line.startswith("model name")]
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     machine: dict[str, Any] = {
-        "cpu": models[0] if models else platform.machine(),
+        "cpu": cpu_model(),
         "cpus_of_machine": os.cpu_count(),
         "cpus_usable": available_cpus(),
         "memory_gib": round(memory_bytes / 2**30, 1),

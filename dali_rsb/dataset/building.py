@@ -1,121 +1,113 @@
-"""Builds an index: what lies in a folder, in shards or in a list, and each image's header."""
+"""Builds an index: reads the header of each image that was found."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
+import concurrent.futures
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
-from dali_rsb.dataset.image_header import ImageFormat, read_header, read_header_of_bytes
-from dali_rsb.dataset.index import DatasetIndex, directory_prefix
-from dali_rsb.dataset.list_file import ListFingerprint, common_root, read_list
-from dali_rsb.dataset.scan import Fingerprint, file_stamp, list_images, read_headers
-from dali_rsb.dataset.shards import Shards, ShardsFingerprint, list_shards, shard_names
+from dali_rsb.dataset.file_store import FileStore
+from dali_rsb.dataset.image_header import ImageFormat
+from dali_rsb.dataset.index import DatasetIndex
+from dali_rsb.dataset.list_file import common_root
+from dali_rsb.dataset.store import ImageStore, Keys, Stamp
 from dali_rsb.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# The arrays of `Shards` that have a row an image.
-SHARD_ARRAYS = ("numbers", "offsets", "lengths")
-
-AnyFingerprint: TypeAlias = Fingerprint | ListFingerprint | ShardsFingerprint
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What an index is built from: see `DatasetIndex`, and the paths as strings."""
-
-    root: Path
-    paths: list[str]
-    labels: npt.NDArray[np.int64]
-    classes: tuple[str, ...]
-    shards: Shards | None = None
-    listing: Path | None = None
-
-
-def list_contents(
-    root: Path, progress: bool
-) -> tuple[Contents, Callable[[dict[str, list[int]]], AnyFingerprint]]:
-    """What a dataset holds, and what makes its fingerprint from the stamps of unreadable images."""
-    if not root.is_dir():
-        listed = read_list(root)
-        contents = Contents(listed.root, listed.paths, listed.labels, listed.classes, listing=root)
-        return contents, functools.partial(ListFingerprint, listed.stamp)
-    if holds_shards(root):
-        found = list_shards(root, progress)
-        contents = Contents(root, found.paths, found.labels, found.classes, found.shards)
-        return contents, functools.partial(ShardsFingerprint, found.stamps)
-    listing = list_images(root)
-    contents = Contents(root, listing.paths, listing.labels, listing.classes)
-    return contents, functools.partial(
-        Fingerprint, listing.root_entries, listing.directory_mtime_ns
-    )
-
-
-def holds_shards(folder: Path) -> bool:
-    """Whether tar files lie in a folder, and no folders that may hold images."""
-    if not shard_names(folder):
-        return False
-    return not any(path.is_dir() for path in folder.iterdir() if not path.name.startswith("."))
+# Threads, though the parsing holds the interpreter lock: it takes 8 us an image, so that ImageNet's
+# headers are read in 10 s when cached; otherwise the time goes into waiting for the file system.
+_NUM_THREADS = 32
+_IMAGES_PER_TASK = 64
 
 
 def read_index(
-    contents: Contents, num_workers: int | None, progress: bool
-) -> tuple[DatasetIndex, dict[str, list[int]]]:
-    """Read the headers; return the index of the readable images and the stamps of the others."""
-    root, relative_paths, shards = contents.root, contents.paths, contents.shards
-    prefix = directory_prefix(root)
-    absolute_paths = [prefix + os.fsencode(path) for path in relative_paths]
-    unreadable: dict[str, list[int]] = {}
-    if shards is not None:
-        rows = range(len(relative_paths))
-        headers = read_headers(
-            rows, num_workers, progress, lambda i: read_header_of_bytes(shards.view(i))
-        )
-        for i in np.flatnonzero(headers[:, 2] == ImageFormat.UNREADABLE).tolist():
-            unreadable[relative_paths[i]] = []
-    else:
-        headers = read_headers(absolute_paths, num_workers, progress, read_header)
-        for i in np.flatnonzero(headers[:, 2] == ImageFormat.UNREADABLE).tolist():
-            # Once more, after its stamp was taken: a file still being written when it was first
-            # read is complete now, or its stamp will differ when the index is opened the next time.
-            stamp = file_stamp(root / relative_paths[i])
-            headers[i] = read_header(absolute_paths[i])
-            if headers[i, 2] == ImageFormat.UNREADABLE:
-                unreadable[relative_paths[i]] = stamp
+    store: ImageStore,
+    labels: npt.NDArray[np.int64],
+    classes: Sequence[str],
+    num_workers: int | None,
+    progress: bool,
+) -> tuple[DatasetIndex, dict[str, Stamp]]:
+    """Read the headers of a dataset's images.
+
+    Args:
+        labels: int64 [N], of the store's images.
+        classes, num_workers, progress: see `index_samples`.
+
+    Returns:
+        The index of the readable images, and the stamp of each of the others by its key.
+
+    Raises:
+        UserError: no image is readable.
+    """
+    headers = _read_headers(len(store), store.header, num_workers, progress)
+    unreadable: dict[str, Stamp] = {}
+    for row in np.flatnonzero(headers[:, 2] == ImageFormat.UNREADABLE).tolist():
+        # Once more, after its stamp was taken: a file still being written when it was first read
+        # is complete now, or its stamp will differ when the index is opened the next time.
+        stamp = store.stamp(row)
+        headers[row] = store.header(row)
+        if headers[row, 2] == ImageFormat.UNREADABLE:
+            unreadable[os.fsdecode(store.keys[row])] = stamp
     readable = np.flatnonzero(headers[:, 2] != ImageFormat.UNREADABLE)
     if not len(readable):
         raise UserError(
-            f"none of the {len(relative_paths)} image files in {contents.listing or root} can be "
-            f"read, the first is {relative_paths[0]}: restore the files"
+            f"none of the {len(store)} image files in {store.origin} can be read, the first is "
+            f"{os.fsdecode(store.keys[0])}: restore the files"
         )
-    encoded = [absolute_paths[i][len(prefix) :] for i in readable.tolist()]
     index = DatasetIndex(
-        root=root,
-        classes=contents.classes,
-        labels=contents.labels[readable],
+        classes=tuple(classes),
+        labels=labels[readable],
         widths=headers[readable, 0],
         heights=headers[readable, 1],
         formats=headers[readable, 2].astype(np.uint8),
-        path_bytes=np.frombuffer(b"".join(encoded), np.uint8),
-        path_offsets=np.cumsum([0, *map(len, encoded)], dtype=np.int64),
-        shards=None if shards is None else _some_of(shards, readable),
-        listing=contents.listing,
+        store=store.select(readable),
     )
     return index, unreadable
 
 
-def _some_of(shards: Shards, images: npt.NDArray[np.integer[Any]]) -> Shards:
-    arrays = {name: getattr(shards, name)[images] for name in SHARD_ARRAYS}
-    return dataclasses.replace(shards, **arrays)
+def _read_headers(
+    num_images: int,
+    header: Callable[[int], tuple[int, int, ImageFormat]],
+    num_workers: int | None,
+    progress: bool,
+) -> npt.NDArray[np.int32]:
+    """Read the headers of images, in parallel.
+
+    Args:
+        header: gives width, height and format of an image by its number.
+        num_workers: threads, 32 by default.
+        progress: show a progress bar if stderr is a terminal.
+
+    Returns:
+        int32 [N, 3]: width and height in pixels, and `ImageFormat`; UNREADABLE with size 0 x 0
+        for an image whose header cannot be read.
+    """
+    tasks = [
+        range(start, min(start + _IMAGES_PER_TASK, num_images))
+        for start in range(0, num_images, _IMAGES_PER_TASK)
+    ]
+
+    def read_task(rows: range) -> npt.NDArray[np.int32]:
+        return np.array([header(row) for row in rows], np.int32)
+
+    show = progress and sys.stderr.isatty()
+    with (
+        concurrent.futures.ThreadPoolExecutor(num_workers or _NUM_THREADS) as pool,
+        tqdm(total=num_images, desc="indexing", unit="img", disable=not show) as bar,
+    ):
+        found = [np.zeros((0, 3), np.int32)]
+        for headers in pool.map(read_task, tasks):
+            found.append(headers)
+            bar.update(len(headers))
+    return np.concatenate(found)
 
 
 def index_samples(
@@ -126,8 +118,8 @@ def index_samples(
 ) -> DatasetIndex:
     """Index a list of files with labels, such as timm's `dataset.reader.samples`, in its order.
 
-    Headers are read anew each time; nothing is stored. Files whose header cannot be read are
-    left out with a warning.
+    Headers are read each time; nothing is stored. Files whose header cannot be read are left out
+    with a warning.
 
     Args:
         samples: (path, label) pairs; paths absolute or relative to the working directory.
@@ -150,14 +142,20 @@ def index_samples(
             f"{len(classes)} classes: number labels from 0 to {len(classes) - 1}"
         )
     root = common_root(paths)
-    skip = len(os.fsdecode(directory_prefix(root)))
-    contents = Contents(root, [path[skip:] for path in paths], labels, tuple(classes))
-    index, unreadable = read_index(contents, num_workers, progress)
+    skip = len(str(root).rstrip("/")) + 1
+    store = FileStore(root, Keys.of(path[skip:] for path in paths))
+    index, unreadable = read_index(store, labels, classes, num_workers, progress)
     warn_of_unreadable(root, list(unreadable))
     return index
 
 
 def warn_of_unreadable(root: Path, unreadable: list[str], listed_in: Path | None = None) -> None:
+    """Warn of the images that an index leaves out.
+
+    Args:
+        unreadable: their keys.
+        listed_in: the file that lists all of them, if one does.
+    """
     if unreadable:
         logger.warning(
             "%d image files in %s cannot be read and are left out: %s%s%s",

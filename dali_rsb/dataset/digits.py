@@ -1,4 +1,4 @@
-"""The quickstart's data: scikit-learn's handwritten digits as a folder of JPEG files."""
+"""The quickstart's data: scikit-learn's handwritten digits as class folders of JPEG files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from PIL import Image
 
 from dali_rsb.errors import UserError
 from dali_rsb.system.atomic import atomic_directory
+from dali_rsb.system.files import read_bytes
 
 _META = "digits.json"
 _SPLIT_SEED = 0
@@ -40,13 +41,13 @@ def write_digits(root: Path, size_px: int = 32, val_fraction: float = 0.2) -> tu
     train, val = root / "train", root / "val"
     meta = json.dumps({"size_px": size_px, "val_fraction": val_fraction, "format_version": 1})
     if (root / _META).is_file():
-        if (root / _META).read_text(encoding="utf-8") == meta:
+        if read_bytes(root / _META, "remove it") == meta.encode():
             return train, val
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} holds something other than the digits: give a new folder")
     images, digits = _load_digits()
     root.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_directory(root) as directory:
+    with atomic_directory(root, durable=False) as directory:
         for split in (train, val):
             for digit in range(10):
                 (directory / split.name / str(digit)).mkdir(parents=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from dali_rsb.dataset.image_header import ImageFormat, read_header
 from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.dataset.opening import open_index
 from dali_rsb.errors import UserError
+from dali_rsb.system.files import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -119,16 +119,12 @@ def images_of_samples(
 
 def rows_by_path(index: DatasetIndex) -> dict[bytes, int]:
     """The number of each image by its path relative to the index's root."""
-    paths, offsets = index.path_bytes.tobytes(), index.path_offsets.tolist()
-    return {paths[start:end]: i for i, (start, end) in enumerate(itertools.pairwise(offsets))}
+    return {key: i for i, key in enumerate(index.store.keys.all())}
 
 
-def _rows_by_shard_and_path(index: DatasetIndex, row_of: dict[bytes, int]) -> dict[bytes, int]:
-    """The number of each image by what messages call it, less the folder: SHARD:PATH."""
-    assert index.shards is not None
-    shards = [os.fsencode(name) for name in index.shards.names]
-    numbers = index.shards.numbers.tolist()
-    return {shards[numbers[i]] + b":" + path: i for path, i in row_of.items()}
+def _rows_by_name(index: DatasetIndex) -> dict[bytes, int]:
+    """The number of each image by what messages call it, relative to the index's root."""
+    return {os.fsencode(index.store.name(i)): i for i in range(len(index))}
 
 
 def without(
@@ -137,22 +133,24 @@ def without(
     """Leave some files out.
 
     Raises:
-        UserError: a list of files that is not there, or no image is left.
+        UserError: a list of files that cannot be read, or no image is left.
     """
     if isinstance(exclude, (str, os.PathLike)):
-        listing = Path(exclude)
-        if not listing.is_file():
-            raise UserError(f"exclude: {listing} is no file; give a list of files")
-        exclude = listing.read_text(encoding="utf-8").splitlines()
+        fix = "give exclude a text file with a path in each line"
+        # Names of files may be of any bytes.
+        text = read_text(Path(exclude), fix, errors="surrogateescape")
+        exclude = [line.removesuffix("\r") for line in text.split("\n")]
     root = images.index.root
     # An absolute path stays as it is under `/`; what lies outside the root is in no dataset.
-    excluded = {os.path.relpath(root / path, root) for path in exclude if str(path).strip()}
+    excluded = {
+        os.fsencode(os.path.relpath(root / path, root)) for path in exclude if str(path).strip()
+    }
     if not excluded:
         return images
     row_of = rows_by_path(images.index)
-    if images.index.shards is not None:
-        row_of |= _rows_by_shard_and_path(images.index, row_of)
-    rows = [row_of[name] for name in map(os.fsencode, excluded) if name in row_of]
+    if not excluded <= row_of.keys():
+        row_of |= _rows_by_name(images.index)
+    rows = [row_of[name] for name in excluded if name in row_of]
     unknown = len(excluded) - len(rows)
     if unknown:
         logger.warning(

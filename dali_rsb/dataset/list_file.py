@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from dali_rsb.dataset.scan import file_stamp, natural_key, natural_sorted
+from dali_rsb.dataset.file_store import FileStore, changed_since_unreadable
+from dali_rsb.dataset.natural_order import natural_key, natural_sorted
+from dali_rsb.dataset.store import Contents, DatasetKind, ImageStore, Keys, Stamp, file_stamp
 from dali_rsb.errors import UserError
+from dali_rsb.system.files import read_text
 
 logger = logging.getLogger(__name__)
 
+_FORMAT = "a list of images has PATH, a tab and LABEL in each line"
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)", re.ASCII)  # 007 is a name
-_MAX_CLASSES = 1_000_000  # a larger label is a mistake, and class names up to it fill the memory
+# Up to 999,999: a larger label is a mistake, and the names of so many classes fill the memory.
+_CLASS_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}", re.ASCII)
+_MAX_SHOWN = 60  # characters of a wrong line or label in a message
+
+
+@dataclass(frozen=True, eq=False)
+class ListStore(FileStore):
+    """The image files that a list names.
+
+    Attributes:
+        listing: the list.
+    """
+
+    listing: Path
+
+    kind: ClassVar[str] = "list"
+
+    @property
+    def origin(self) -> Path:
+        return self.listing
+
+    def saved(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+        # The root as seen from the list, so that both may move together.
+        listed_under = "." if self.root == self.listing.parent else str(self.root)
+        return {"listed_under": listed_under}, {}
 
 
 @dataclass(frozen=True)
@@ -29,7 +59,7 @@ class ImageListing:
     paths: list[str]
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
-    stamp: list[int]
+    stamp: Stamp
 
 
 @dataclass(frozen=True)
@@ -41,50 +71,43 @@ class ListFingerprint:
         unreadable: the same of each image that could not be read, by path relative to the root.
     """
 
-    stamp: list[int]
-    unreadable: dict[str, list[int]]
+    stamp: Stamp
+    unreadable: dict[str, Stamp]
 
-    def difference(self, listing: Path, root: Path) -> str | None:
+    def difference(self, store: ImageStore) -> str | None:
         """What has changed since, in words; None if nothing has."""
-        if file_stamp(listing) != self.stamp:
+        if file_stamp(store.origin) != self.stamp:
             return "the list has changed"
-        for image, stamp in self.unreadable.items():
-            if file_stamp(root / image) != stamp:
-                return f"{image}, which could not be read, has changed"
-        return None
+        return changed_since_unreadable(store.root, self.unreadable)
 
 
 def read_list(path: Path) -> ImageListing:
     """Read a list of images: in each line a path, absolute or relative to the list, TAB, a label.
 
-    Labels are class numbers from 0 if all of them are integers, else class names, whose order is
-    that of class folders. So is the order of the images, whatever that of the lines: a list of
-    all images of a folder gives the same epochs as the folder. An image that is listed twice
-    counts twice.
+    Labels are class numbers from 0 if all of them are integers, else class names, in the order of
+    class folders. The images are in the order of those of a folder too, whatever the order of the
+    lines: a list of all images of a folder gives the same epochs as the folder. An image that is
+    listed twice counts twice.
 
     Raises:
-        UserError: a line is none of the above, there is none, or labels are no class numbers.
+        UserError: the list cannot be read, holds no or another kind of line, or labels that are no
+            class numbers.
     """
     stamp = file_stamp(path)  # before reading: what changes meanwhile makes it differ later
-    try:
-        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; make it readable") from error
+    # Names of files may be of any bytes.
+    text = read_text(path, _FORMAT, errors="surrogateescape")
     paths, texts = [], []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         image, _, label = line.rpartition("\t")
         image, label = image.removeprefix("./"), label.strip()
-        if not image or not label or "\0" in line:
-            raise UserError(
-                f"line {number} of {path} is {_short(line)}; a list of images has PATH, a tab and "
-                "LABEL in each line"
-            )
+        if not image or not label:
+            raise UserError(f"line {number} of {path} is {_short(line)!r}; {_FORMAT}")
         paths.append(image)
         texts.append(label)
     if not paths:
-        raise UserError(f"{path} is empty; a list of images has PATH, a tab and LABEL in each line")
+        raise UserError(f"{path} is empty; {_FORMAT}")
     classes, labels = labels_of_texts(texts, str(path))
     order = sorted(range(len(paths)), key=paths.__getitem__)
     order.sort(key=lambda i: natural_key(paths[i]))
@@ -108,16 +131,17 @@ def labels_of_texts(
         classes = natural_sorted(distinct)
         values = {name: label for label, name in enumerate(classes)}
     else:
+        wrong = sorted(text for text in distinct if not _CLASS_NUMBER.fullmatch(text))
+        if wrong:
+            label = _short(wrong[0])
+            raise UserError(f"label {label} in {where} is no class number: count classes from 0")
         values = {text: int(text) for text in distinct}
-        smallest, largest = min(values.values()), max(values.values())
-        if smallest < 0 or largest >= _MAX_CLASSES:
-            wrong = smallest if smallest < 0 else largest
-            raise UserError(f"label {wrong} in {where} is no class number: count classes from 0")
-        if smallest > 0:
+        if min(values.values()) > 0:
+            smallest = min(values.values())
             logger.warning(
                 "the smallest label in %s is %d: classes are counted from 0", where, smallest
             )
-        classes = [str(label) for label in range(largest + 1)]
+        classes = [str(label) for label in range(max(values.values()) + 1)]
     return tuple(classes), np.array([values[text] for text in texts], np.int64)
 
 
@@ -140,5 +164,27 @@ def _relative_paths(folder: Path, paths: list[str]) -> tuple[Path, list[str]]:
     return root, [path[skip:] for path in absolute]
 
 
-def _short(line: str) -> str:
-    return repr(line if len(line) <= 60 else line[:60] + "...")
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
+
+
+def _find(path: Path, progress: bool) -> Contents:
+    listed = read_list(path)
+    store = ListStore(listed.root, Keys.of(listed.paths), path)
+    fingerprint = functools.partial(ListFingerprint, listed.stamp)
+    return Contents(store, listed.labels, listed.classes, fingerprint)
+
+
+def _restore(
+    path: Path, keys: Keys, meta: Mapping[str, Any], array: Callable[[str], npt.NDArray[Any]]
+) -> ListStore:
+    return ListStore(path.parent / meta["listed_under"], keys, path)
+
+
+LIST = DatasetKind(
+    name=ListStore.kind,
+    holds=lambda path: not path.is_dir(),
+    find=_find,
+    restore=_restore,
+    fingerprint=ListFingerprint,
+)

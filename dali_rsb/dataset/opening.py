@@ -1,4 +1,4 @@
-"""Opens the index of a dataset: the stored one where it still holds, else one built anew."""
+"""Opens the index of a dataset: the stored one where it still holds, else a new one."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ import os
 import time
 from pathlib import Path
 
-from dali_rsb.dataset.building import list_contents, read_index, warn_of_unreadable
+from dali_rsb.dataset.building import read_index, warn_of_unreadable
 from dali_rsb.dataset.index import DatasetIndex
-from dali_rsb.dataset.scan import file_stamp
+from dali_rsb.dataset.kinds import list_contents
+from dali_rsb.dataset.packing.note import PACK_INDEX, PACK_WORK, is_pack, read_pack
 from dali_rsb.dataset.storage import (
-    META,
-    PACK_INDEX,
-    PACK_WORK,
     UNREADABLE,
     load,
     map_index,
     one_builder_at_a_time,
-    pack_meta,
     places,
     write_with_fingerprint,
 )
+from dali_rsb.dataset.store import file_stamp
 from dali_rsb.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -66,13 +64,11 @@ def open_index(
             f"{root} does not exist: give a folder of class folders or of tar shards, or a list "
             "of images"
         )
-    if root.suffix == ".tar" and root.is_file():
-        raise UserError(f"{root} is one shard: give the folder that holds the shards")
-    if (root / PACK_INDEX / META).is_file():
+    if is_pack(root):
         return _open_pack(root)
     if (root / PACK_WORK).is_dir():
         raise UserError(
-            f"{root} is not packed to the end: give `python -m dali_rsb.pack` the same arguments "
+            f"{root} is an unfinished pack: give `python -m dali_rsb.pack` the same arguments "
             "again, and it goes on"
         )
     candidates = places(root, cache_dir)
@@ -91,10 +87,12 @@ def _build(place: Path, root: Path, num_workers: int | None, progress: bool) -> 
         if index is not None:  # another process has built it meanwhile
             return index
         if stale is not None:
-            logger.info("the index of %s is built anew: %s", root, stale)
+            logger.info("the index of %s is built again: %s", root, stale)
         start_s = time.monotonic()
-        contents, fingerprint_of = list_contents(root, progress)
-        index, unreadable = read_index(contents, num_workers, progress)
+        contents = list_contents(root, progress)
+        index, unreadable = read_index(
+            contents.store, contents.labels, contents.classes, num_workers, progress
+        )
         logger.info(
             "indexed %d images of %d classes in %s in %.1f s",
             len(index),
@@ -102,9 +100,8 @@ def _build(place: Path, root: Path, num_workers: int | None, progress: bool) -> 
             root,
             time.monotonic() - start_s,
         )
-        fingerprint = fingerprint_of(unreadable)
         try:
-            write_with_fingerprint(place, index, fingerprint)
+            write_with_fingerprint(place, index, contents.fingerprint(unreadable))
         except OSError as error:
             logger.warning(
                 "cannot store the index of %s in %s (%s), it will be built at every start: "
@@ -122,19 +119,17 @@ def _build(place: Path, root: Path, num_workers: int | None, progress: bool) -> 
 
 def _open_pack(root: Path) -> DatasetIndex:
     """Memory-map the index that came with packed shards."""
+    note, meta = read_pack(root, "restore it or pack again")
     place = root / PACK_INDEX
     try:
-        meta = pack_meta(root)
         index = map_index(place, root, meta)
-        sizes = {shard["name"]: shard["bytes"] for shard in meta["pack"]["shards"]}
-        effect = meta["pack"]["effect"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{place} cannot be read ({error}): restore it or pack anew") from error
-    for name, num_bytes in sizes.items():
-        stamp = file_stamp(root / name)
-        if not stamp or stamp[1] != num_bytes:
-            found = f"has {stamp[1]} bytes instead of {num_bytes}" if stamp else "is missing"
-            raise UserError(f"{root / name} {found}: restore the shard or pack anew")
-    if effect is not None:
-        logger.info("the images in %s are not the original ones: %s", root, effect)
+        raise UserError(f"{place} cannot be read ({error}): restore it or pack again") from error
+    for shard in note.shards:
+        stamp = file_stamp(root / shard.name)
+        if not stamp or stamp[1] != shard.bytes:
+            found = f"has {stamp[1]} bytes instead of {shard.bytes}" if stamp else "is missing"
+            raise UserError(f"{root / shard.name} {found}: restore the shard or pack again")
+    if note.effect is not None:
+        logger.info("the images in %s are not the original ones: %s", root, note.effect)
     return index

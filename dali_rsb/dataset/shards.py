@@ -1,5 +1,5 @@
-"""Images inside tar shards in WebDataset's layout: where each lies, and its bytes as a view of a
-memory map."""
+"""Images inside tar shards in WebDataset's layout: find them, and give their bytes as views of
+memory maps."""
 
 from __future__ import annotations
 
@@ -10,51 +10,61 @@ import mmap
 import os
 import sys
 import tarfile
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from dali_rsb.dataset.folder import IMAGE_EXTENSIONS
+from dali_rsb.dataset.image_header import ImageFormat, read_header_of_bytes
 from dali_rsb.dataset.list_file import labels_of_texts
-from dali_rsb.dataset.scan import IMAGE_EXTENSIONS, file_stamp, natural_key, natural_sorted
+from dali_rsb.dataset.natural_order import natural_key, natural_sorted
+from dali_rsb.dataset.store import (
+    Contents,
+    DatasetKind,
+    ImageStore,
+    Keys,
+    Rows,
+    Stamp,
+    file_stamp,
+)
 from dali_rsb.errors import UserError
+from dali_rsb.system.files import read_text
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CLASS_NAMES = "classes.txt"  # beside shards: the name of class i in line i
 
 _NUM_THREADS = 8
+_MAX_LABEL_BYTES = 1000  # of a .cls file: a class number or name
 
 
 @dataclass(frozen=True, eq=False)
-class Shards:
-    """Where images lie in tar files. Images are numbered from 0 to N - 1.
+class ShardStore(ImageStore):
+    """Images in tar files. Their keys are their paths in there, or before they were packed.
 
     Attributes:
-        folder: where the shards are.
+        root: folder of the shards.
         names: of the shards.
         numbers: int32 [N], the shard of each image, a position in `names`.
         offsets, lengths: int64 [N], the bytes of each image in its shard.
     """
 
-    folder: Path
+    root: Path
+    keys: Keys
     names: tuple[str, ...]
     numbers: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
 
-    def path(self, image: int) -> Path:
-        """The shard of an image."""
-        return self.folder / self.names[self.numbers[image]]
+    kind: ClassVar[str] = "shards"
 
-    def view(self, image: int) -> npt.NDArray[np.uint8]:
-        """One of `views`; what is not in memory is read when it is looked at."""
-        number, start = int(self.numbers[image]), int(self.offsets[image])
-        shard = self._maps.get(number) or self._open(number)
-        return shard.data[start : start + int(self.lengths[image])]
-
-    def views(self, images: npt.NDArray[np.integer[Any]]) -> list[npt.NDArray[np.uint8]]:
+    def arrays(self, rows: Rows) -> list[npt.NDArray[np.uint8]]:
         """The encoded images, uint8 [num_bytes] each: read-only views of the shards' memory maps.
 
         The kernel is told at once which parts to read, if they are not in memory. Page by page it
@@ -66,7 +76,7 @@ class Shards:
         """
         views = []
         columns = (self.numbers, self.offsets, self.lengths)
-        places = zip(*(column[images].tolist() for column in columns), strict=True)
+        places = zip(*(column[rows].tolist() for column in columns), strict=True)
         for number, start, length in places:
             shard = self._maps.get(number) or self._open(number)
             page_start = start - start % mmap.PAGESIZE
@@ -74,8 +84,35 @@ class Shards:
             views.append(shard.data[start : start + length])
         return views
 
+    @property
+    def repair(self) -> str:
+        return "repair or remove it in the images that were packed, and pack again"
+
+    def shard(self, row: int) -> Path:
+        """The tar file of an image."""
+        return self.root / self.names[self.numbers[row]]
+
+    def name(self, row: int) -> str:
+        return f"{self.names[self.numbers[row]]}:{super().name(row)}"
+
+    def header(self, row: int) -> tuple[int, int, ImageFormat]:
+        # Of the image's bytes only those of the header are read from the disk.
+        number, start = int(self.numbers[row]), int(self.offsets[row])
+        shard = self._maps.get(number) or self._open(number)
+        return read_header_of_bytes(shard.data[start : start + int(self.lengths[row])])
+
+    def stamp(self, row: int) -> Stamp:
+        return file_stamp(self.shard(row))
+
+    def select(self, rows: Rows) -> Self:
+        columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
+        return replace(self, keys=self.keys.select(rows), **columns)
+
+    def saved(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+        return {"shards": self.names}, {name: getattr(self, name) for name in _COLUMNS}
+
     def __getstate__(self) -> dict[str, Any]:
-        # Memory maps are opened anew by whoever unpickles.
+        # Whoever unpickles opens the memory maps again.
         return {name: value for name, value in self.__dict__.items() if name != "_maps"}
 
     @functools.cached_property
@@ -83,18 +120,21 @@ class Shards:
         return {}
 
     def _open(self, number: int) -> _Map:
-        path = self.folder / self.names[number]
+        path = self.root / self.names[number]
         try:
             with path.open("rb") as file:
                 pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            mend = "restore the shard"
+            fix = "restore the shard"
             if isinstance(error, OSError) and error.errno == errno.EMFILE:
-                mend = "allow more open files (ulimit -n) or pack larger shards (--shard-size)"
-            raise UserError(f"cannot open {path} ({reason}): {mend}") from error
+                fix = "allow more open files (ulimit -n) or pack larger shards (--shard-size)"
+            raise UserError(f"cannot open {path} ({reason}): {fix}") from error
         self._maps[number] = _Map(pages, np.frombuffer(pages, np.uint8))
         return self._maps[number]
+
+
+_COLUMNS = ("numbers", "offsets", "lengths")  # the arrays with a row for each image
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +147,10 @@ class _Map:
 class ShardListing:
     """The images of a folder of shards, with the label of each, sorted by their paths in there."""
 
-    paths: list[str]
+    store: ShardStore
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
-    shards: Shards
-    stamps: dict[str, list[int]]
+    stamps: dict[str, Stamp]
 
 
 @dataclass(frozen=True)
@@ -120,19 +159,33 @@ class ShardsFingerprint:
 
     Attributes:
         stamps: mtime in nanoseconds and size of each shard and of the class names, by file name.
-        unreadable: the members that are no readable images, by path; their values mean nothing.
+        unreadable: the members that are no readable images, by path; `stamps` tells of their
+            changes.
     """
 
-    stamps: dict[str, list[int]]
-    unreadable: dict[str, list[int]]
+    stamps: dict[str, Stamp]
+    unreadable: dict[str, Stamp]
 
-    def difference(self, folder: Path) -> str | None:
+    def difference(self, store: ImageStore) -> str | None:
         """What has changed since, in words; None if nothing has."""
-        stamps = _stamps(folder)
-        for name in natural_sorted(list({*stamps, *self.stamps})):
+        stamps = _stamps(store.root)
+        for name in natural_sorted({*stamps, *self.stamps}):
             if stamps.get(name) != self.stamps.get(name):
                 return f"{name} was added, removed or changed"
         return None
+
+
+def holds_shards(path: Path) -> bool:
+    """Whether tar files lie in a folder, and no folders that may hold images.
+
+    Raises:
+        UserError: it is a shard itself.
+    """
+    if path.suffix == ".tar" and path.is_file():
+        raise UserError(f"{path} is one shard: give the folder that holds the shards")
+    if not shard_names(path):
+        return False
+    return not any(entry.is_dir() for entry in path.iterdir() if not entry.name.startswith("."))
 
 
 def shard_names(folder: Path) -> list[str]:
@@ -168,29 +221,31 @@ def list_shards(folder: Path, progress: bool = True) -> ShardListing:
     members.sort(key=lambda member: (natural_key(member[1]), member[1], member[0]))
     numbers, paths, offsets, lengths, texts = zip(*members, strict=True)
     classes, labels = labels_of_texts(texts, f"the .cls files in {folder}")
-    shards = Shards(
+    store = ShardStore(
         folder,
+        Keys.of(paths),
         tuple(names),
         np.array(numbers, np.int32),
         np.array(offsets, np.int64),
         np.array(lengths, np.int64),
     )
-    return ShardListing(list(paths), labels, _named(classes, folder), shards, stamps)
+    return ShardListing(store, labels, _named(classes, folder), stamps)
 
 
 def _named(classes: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     listing = folder / CLASS_NAMES
-    if not listing.is_file():
+    if not listing.exists():
         return classes
-    names = tuple(listing.read_text(encoding="utf-8").splitlines())
+    fix = "give it the name of class i in line i, in UTF-8, or remove it"
+    names = tuple(read_text(listing, fix).splitlines())
     if classes == tuple(map(str, range(len(classes)))) and len(classes) <= len(names):
         return names
     return classes
 
 
-def _stamps(folder: Path) -> dict[str, list[int]]:
+def _stamps(folder: Path) -> dict[str, Stamp]:
     stamps = {name: file_stamp(folder / name) for name in shard_names(folder)}
-    if (folder / CLASS_NAMES).is_file():
+    if (folder / CLASS_NAMES).exists():
         stamps[CLASS_NAMES] = file_stamp(folder / CLASS_NAMES)
     return stamps
 
@@ -208,11 +263,12 @@ def _list_shard(path: Path) -> list[tuple[str, int, int, str]]:
                 if not member.isreg() or not stem:
                     continue
                 if extension == ".cls":
-                    text = os.pread(file.fileno(), member.size, member.offset_data)
-                    texts[key] = text.decode("utf-8", "replace").strip()
+                    text = os.pread(file.fileno(), _MAX_LABEL_BYTES + 1, member.offset_data)
+                    texts[key] = _label(text[: member.size], member.name, path)
                 elif extension in IMAGE_EXTENSIONS:
                     images.setdefault(key, (member.name, member.offset_data, member.size))
-    except (tarfile.TarError, OSError) as error:
+    # Numbers and chains of headers in a damaged file end in a ValueError or RecursionError.
+    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read as an uncompressed tar file ({error}); restore or remove it"
         ) from error
@@ -222,3 +278,34 @@ def _list_shard(path: Path) -> list[tuple[str, int, int, str]]:
                 f"{name} in {path} has no label: a sample is KEY.jpg (or .png, ...) and KEY.cls"
             )
     return [(*image, texts[key]) for key, image in images.items()]
+
+
+def _label(text: bytes, name: str, path: Path) -> str:
+    label = text.decode("utf-8", "replace").strip()
+    if len(text) > _MAX_LABEL_BYTES or not label.isprintable():
+        raise UserError(
+            f"{name} in {path} holds no label, but more than a line: a .cls file holds a class "
+            "number or name"
+        )
+    return label
+
+
+def _find(root: Path, progress: bool) -> Contents:
+    found = list_shards(root, progress)
+    fingerprint = functools.partial(ShardsFingerprint, found.stamps)
+    return Contents(found.store, found.labels, found.classes, fingerprint)
+
+
+def _restore(
+    root: Path, keys: Keys, meta: Mapping[str, Any], array: Callable[[str], npt.NDArray[Any]]
+) -> ShardStore:
+    return ShardStore(root, keys, tuple(meta["shards"]), *map(array, _COLUMNS))
+
+
+SHARDS = DatasetKind(
+    name=ShardStore.kind,
+    holds=holds_shards,
+    find=_find,
+    restore=_restore,
+    fingerprint=ShardsFingerprint,
+)

@@ -14,30 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from dali_rsb.dataset.building import (
-    SHARD_ARRAYS,
-    AnyFingerprint,
-    holds_shards,
-    warn_of_unreadable,
-)
+from dali_rsb.dataset.building import warn_of_unreadable
 from dali_rsb.dataset.index import DatasetIndex
-from dali_rsb.dataset.list_file import ListFingerprint
-from dali_rsb.dataset.scan import Fingerprint
-from dali_rsb.dataset.shards import Shards, ShardsFingerprint
+from dali_rsb.dataset.kinds import kind_of, kind_of_stored
+from dali_rsb.dataset.store import Fingerprint, Keys
 from dali_rsb.errors import UserError
 from dali_rsb.system.atomic import atomic_directory
+from dali_rsb.system.files import MissingFileError, UnreadableFileError, read_json
 
 FORMAT_VERSION = 3
 USER_CACHE = Path("~/.cache/dali_rsb")
 
-# In a folder of shards: the index that `dali_rsb.pack` writes, and its work until all is packed.
-PACK_INDEX, PACK_WORK = "dali_rsb_index", ".packing"
-PACK_VERSION = 1
-
 META, UNREADABLE = "meta.json", "unreadable.txt"
 
-_ARRAYS = ("labels", "widths", "heights", "formats", "path_bytes", "path_offsets")
+# The arrays of every index, [N] but for the keys' offsets, [N + 1], and bytes; a store has more.
+_COLUMNS = {"labels": np.int64, "widths": np.int32, "heights": np.int32, "formats": np.uint8}
+_KEY_BYTES, _KEY_OFFSETS = "path_bytes", "path_offsets"
 
 
 def places(root: Path, cache_dir: Path | None) -> list[Path]:
@@ -71,69 +65,57 @@ def _user_cache(root: Path) -> Path:
         ) from error
 
 
-def write_with_fingerprint(place: Path, index: DatasetIndex, fingerprint: AnyFingerprint) -> None:
+def write_with_fingerprint(place: Path, index: DatasetIndex, fingerprint: Fingerprint) -> None:
     """Store an index with what tells later whether it still holds; raises as `write_index`."""
+    assert dataclasses.is_dataclass(fingerprint)
     meta = {"fingerprint": dataclasses.asdict(fingerprint)}
     write_index(place, index, meta, list(fingerprint.unreadable))
 
 
 def write_index(
-    place: Path, index: DatasetIndex, meta: dict[str, Any], unreadable_paths: Sequence[str] = ()
+    place: Path, index: DatasetIndex, meta: dict[str, Any], unreadable: Sequence[str] = ()
 ) -> None:
-    """Store an index, with what else shall be known of it in `meta`.
+    """Store an index, and in its `meta.json` what else shall be known of it.
+
+    Args:
+        unreadable: keys of the images that it leaves out.
 
     Raises:
         OSError: the place is not writable, or full.
     """
-    shards = index.shards
+    of_store, arrays = index.store.saved()
+    arrays |= {name: getattr(index, name) for name in _COLUMNS}
+    arrays |= {_KEY_BYTES: index.store.keys.data, _KEY_OFFSETS: index.store.keys.offsets}
     meta = meta | {
         "format_version": FORMAT_VERSION,
         "build_id": secrets.token_hex(8),
         "classes": index.classes,
-        "shards": None if shards is None else shards.names,
-        "listed_under": None if index.listing is None else _relative_to_list(index),
+        "kind": index.store.kind,
+        **of_store,
     }
-    unreadable = b"".join(os.fsencode(path) + b"\n" for path in unreadable_paths)
     with atomic_directory(place) as directory:
-        for name in _ARRAYS:
-            np.save(directory / f"{name}.npy", getattr(index, name))
-        for name in SHARD_ARRAYS if shards is not None else ():
-            np.save(directory / f"{name}.npy", getattr(shards, name))
+        for name, array in arrays.items():
+            np.save(directory / f"{name}.npy", array)
         (directory / META).write_text(json.dumps(meta), encoding="utf-8")
-        (directory / UNREADABLE).write_bytes(unreadable)
-        for path in [*directory.iterdir(), directory]:
-            _write_through(path)
-
-
-def _relative_to_list(index: DatasetIndex) -> str:
-    """The root of a list's images as seen from the list, so that both may move together."""
-    assert index.listing is not None
-    return "." if index.root == index.listing.parent else str(index.root)
-
-
-def _write_through(path: Path) -> None:
-    """Have the kernel write a file or directory to the disk now."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        names = b"".join(os.fsencode(key) + b"\n" for key in unreadable)
+        (directory / UNREADABLE).write_bytes(names)
 
 
 def load(place: Path, root: Path) -> tuple[DatasetIndex | None, str | None]:
     """Memory-map a stored index; or None, and why it cannot be used if there is one."""
     try:
-        text = (place / META).read_text(encoding="utf-8")
-        meta = json.loads(text)
+        meta = read_json(place / META, "delete it")
         if meta["format_version"] != FORMAT_VERSION:
             return None, f"it has format {meta['format_version']}, not {FORMAT_VERSION}"
         index = map_index(place, root, meta)
         stale, unreadable = _check(meta, root, index)
-        if (place / META).read_text(encoding="utf-8") != text:
+        if read_json(place / META, "delete it")["build_id"] != meta["build_id"]:
             return None, "another process has just replaced it"
-    except FileNotFoundError:
+    except MissingFileError:
         return None, None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UnreadableFileError as error:
+        return None, f"{error.path} {error.reason}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return None, f"{place} cannot be read ({error})"
     if stale is not None:
         return None, stale
@@ -142,49 +124,44 @@ def load(place: Path, root: Path) -> tuple[DatasetIndex | None, str | None]:
 
 
 def map_index(place: Path, root: Path, meta: dict[str, Any]) -> DatasetIndex:
-    """The stored index as it lies on the disk, unchecked."""
-    # np.asarray: plain views of the maps; indexing np.memmap itself is three times as slow.
-    arrays, shard_arrays = (
-        {name: np.asarray(np.load(place / f"{name}.npy", mmap_mode="r")) for name in names}
-        for names in (_ARRAYS, SHARD_ARRAYS if meta["shards"] is not None else ())
-    )
-    listed_under = meta["listed_under"]
-    return DatasetIndex(
-        root=root if listed_under is None else root.parent / listed_under,
-        classes=tuple(meta["classes"]),
-        place=place,
-        shards=Shards(root, tuple(meta["shards"]), **shard_arrays) if shard_arrays else None,
-        listing=None if listed_under is None else root,
-        **arrays,
-    )
+    """The stored index as it lies on the disk.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+        ValueError, KeyError, TypeError: it is damaged, or of a kind that is not known.
+    """
+
+    def array(name: str) -> npt.NDArray[Any]:
+        return _map_array(place / f"{name}.npy")
+
+    columns = {name: array(name) for name in _COLUMNS}
+    keys = Keys(array(_KEY_BYTES), array(_KEY_OFFSETS))
+    for name, dtype in _COLUMNS.items():
+        if columns[name].dtype != dtype or columns[name].shape != (len(keys),):
+            raise ValueError(f"{name}.npy is not of {len(keys)} images")
+    store = kind_of_stored(meta).restore(root, keys, meta, array)
+    return DatasetIndex(classes=tuple(meta["classes"]), store=store, place=place, **columns)
+
+
+def _map_array(path: Path) -> npt.NDArray[Any]:
+    if path.exists() and not path.is_file():  # to open a pipe is to wait for a writer
+        raise ValueError(f"{path.name} is no file")
+    try:
+        # np.asarray: plain views of the maps; indexing np.memmap itself is three times as slow.
+        return np.asarray(np.load(path, mmap_mode="r"))
+    except OSError:
+        raise
+    except Exception as error:  # NumPy's parser of headers raises many types on damaged files
+        raise ValueError(f"{path.name} is no array: {error}") from error
 
 
 def _check(meta: dict[str, Any], root: Path, index: DatasetIndex) -> tuple[str | None, list[str]]:
     """What has changed since a stored index was built, if anything, and the unreadable images."""
-    stored = meta["fingerprint"]
-    if index.listing is not None:
-        of_list = ListFingerprint(**stored)
-        stale = None if root.is_file() else f"{root} is no list any more"
-        return stale or of_list.difference(root, index.root), list(of_list.unreadable)
-    if index.shards is not None:
-        of_shards = ShardsFingerprint(**stored)
-        stale = None if holds_shards(root) else f"{root} holds no shards any more"
-        return stale or of_shards.difference(root), list(of_shards.unreadable)
-    of_folder = Fingerprint(**stored)
-    return of_folder.difference(root), list(of_folder.unreadable)
-
-
-def pack_meta(root: Path) -> dict[str, Any]:
-    """What `dali_rsb.pack` noted about the shards in a folder.
-
-    Raises:
-        OSError, KeyError: there is no such note.
-        ValueError: it is damaged or of another version.
-    """
-    meta: dict[str, Any] = json.loads((root / PACK_INDEX / META).read_text(encoding="utf-8"))
-    if meta["pack"]["version"] != PACK_VERSION:
-        raise ValueError(f"version {meta['pack']['version']}, not {PACK_VERSION}")
-    return meta
+    kind, found = kind_of_stored(meta), kind_of(root)
+    fingerprint = kind.fingerprint(**meta["fingerprint"])
+    if found is not kind:
+        return f"{root} was a dataset of kind {kind.name}, and is of kind {found.name}", []
+    return fingerprint.difference(index.store), list(fingerprint.unreadable)
 
 
 @contextlib.contextmanager

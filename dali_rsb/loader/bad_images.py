@@ -1,8 +1,8 @@
-"""Images that DALI cannot decode: found when the graph fails; what Pillow decodes is converted, the
-rest replaced by their neighbour.
+"""Images that DALI cannot decode: found when a pipeline fails. What Pillow decodes is converted,
+the rest replaced by the next image.
 
-DALI drops a whole pipeline over one file. As the data path is a pure function, the batches under
-way are simply built again without the file.
+DALI drops a whole pipeline over one file. As the data path is a pure function, the batches in
+flight are simply built again without the file.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ class BadImages:
         """Decode images one by one; convert or else replace those that fail.
 
         Args:
-            indices: int64 [n], those of the batches under way when the graph failed.
+            indices: int64 [n], the images of the batches in flight when the pipeline failed.
             error: the failure, raised again if every image decodes.
-            device_id: the GPU whose graph failed, or None. Its decoder is asked where the CPU's
+            device_id: the GPU whose pipeline failed, or None. Its decoder is asked where the CPU's
                 finds nothing wrong, as the two need not accept the same files.
 
         Raises:
             UserError: a bad image under the "raise" policy, or too many of them.
         """
         new = [int(i) for i in indices if int(i) not in self.replacements]
-        # If all of those decode, a stand-in may have gone bad in its turn.
+        # If all of those decode, an image that replaces another may have gone bad.
         stand_ins = set(self.replacements.values())
         bad = self._undecodable(new) or self._undecodable(stand_ins)
         if not bad and device_id is not None and not is_failure_of_device(error):
@@ -75,7 +75,7 @@ class BadImages:
     def _replace(self, image: int) -> None:
         name = self._index.name(image)
         if self._policy == "raise":
-            raise UserError(f"{name} cannot be decoded; {self._mend}")
+            raise UserError(f"{name} cannot be decoded; {self._index.store.repair}")
         good = self._next_good(image)
         for replaced, by in self.replacements.items():
             if by == image:
@@ -85,15 +85,9 @@ class BadImages:
         if len(self.replacements) > self._max_count:
             raise UserError(
                 f"{len(self.replacements)} images of {self._index.origin} cannot be decoded, the "
-                f"last one {name}; {self._mend}, or raise max_bad_fraction (in a "
+                f"last one {name}; {self._index.store.repair}, or raise max_bad_fraction (in a "
                 "configuration: data.max_bad_fraction)"
             )
-
-    @property
-    def _mend(self) -> str:
-        if self._index.shards is not None:
-            return "repair or remove it in the images that were packed, and pack anew"
-        return "repair or remove the file"
 
     def _next_good(self, image: int) -> int:
         for step in range(1, len(self._index)):

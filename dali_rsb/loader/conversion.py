@@ -1,13 +1,11 @@
 """Images that DALI cannot decode, or decodes to other pixels than Pillow: Pillow decodes each once,
-into a copy that takes its place from then on."""
+into a copy that the loader reads from then on."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
-import secrets
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +18,7 @@ from dali_rsb.dataset import DatasetIndex
 from dali_rsb.dataset.image_header import ImageFormat
 from dali_rsb.dataset.storage import USER_CACHE
 from dali_rsb.errors import UserError
+from dali_rsb.system.atomic import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +32,10 @@ class Conversions:
     """Keeps the converted copies of one dataset's images.
 
     A copy is a PPM file: DALI decodes it exactly, in half the time of a JPEG of that size and a
-    tenth of that of a PNG. It is made when an image is first used, named after the path, time and
-    size of the original (or of its shard), and kept for later runs in `converted` inside the
-    stored index, or in `~/.cache/dali_rsb/converted` where the index is stored nowhere or not
-    writable. Any number of processes may convert the same image at once.
+    tenth of the time of a PNG. It is made when an image is first used, named after the name, time
+    and size of the original (or of its shard), and kept for later runs in `converted` inside the
+    stored index, or in `~/.cache/dali_rsb/converted` if the index is not stored, or not writable.
+    Any number of processes may convert the same image at once.
     """
 
     def __init__(self, index: DatasetIndex) -> None:
@@ -48,13 +47,13 @@ class Conversions:
     def substitute(
         self, arrays: list[npt.NDArray[np.uint8]], indices: npt.NDArray[np.int64]
     ) -> None:
-        """Put copies in the place of images that Pillow must decode: their paths or their bytes.
+        """Replace images that Pillow must decode by their copies: the paths or the bytes.
 
-        An image that Pillow cannot decode either stays.
+        An image that Pillow cannot decode either stays as it is.
 
         Args:
             arrays: `DatasetIndex.image_arrays` of the images; changed in place.
-            indices: [len(arrays)], the images.
+            indices: int64 [len(arrays)], the images' numbers in the index.
 
         Raises:
             UserError: no folder for the copies is writable, or it is full.
@@ -68,7 +67,7 @@ class Conversions:
                     arrays[row] = self._array_of_copy(image)
 
     def image_array(self, image: int) -> npt.NDArray[np.uint8]:
-        """What a graph is to be given for one image; see `DatasetIndex.image_arrays`."""
+        """The input of a DALI pipeline for one image; see `DatasetIndex.image_arrays`."""
         arrays = self._index.image_arrays(np.array([image]))
         self.substitute(arrays, np.array([image]))
         return arrays[0]
@@ -78,7 +77,7 @@ class Conversions:
             return np.frombuffer(os.fsencode(self._copies[image]), np.uint8)
         try:
             return np.fromfile(self._copies[image], np.uint8)
-        except FileNotFoundError:  # somebody has tidied up
+        except FileNotFoundError:  # deleted since
             self._convert(image)
             return np.fromfile(self._copies[image], np.uint8)
 
@@ -115,7 +114,7 @@ class Conversions:
             len(odd),
             len(self._index),
             self._index.origin,
-            ", ".join(str(self._index.path(i).relative_to(self._index.root)) for i in odd[:3]),
+            ", ".join(self._index.store.name(i) for i in odd[:3].tolist()),
             ", ..." if len(odd) > 3 else "",
             self._folder,
         )
@@ -155,14 +154,11 @@ class Conversions:
 
 
 def _write(target: Path, image: Image.Image) -> None:
-    partial = target.with_name(f".{target.stem}-{secrets.token_hex(8)}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        image.save(partial, "PPM")
-        partial.replace(target)
+        with atomic_file(target) as file:
+            image.save(file, "PPM")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise UserError(
             f"cannot write a converted copy of an image to {target.parent} ({error.strerror}): "
             "make room there, or set data.index to a writable folder"

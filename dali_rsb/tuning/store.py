@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 from dali_rsb.dataset.storage import USER_CACHE
 from dali_rsb.errors import UserError
 from dali_rsb.loader.settings import LoaderSettings
+from dali_rsb.system.atomic import atomic_file
+from dali_rsb.system.files import MissingFileError, UnreadableFileError, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +51,17 @@ def load_tuned(key: Mapping[str, Any]) -> Tuned | None:
     except RuntimeError:  # this user has no home directory
         return None
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path, "tune again")
         if stored["key"] != _as_json(key) or not stored["settings"].keys() <= _NAMES:
             return None
         return Tuned(
             stored["settings"], stored["date"], stored["img_per_s"], stored["default_img_per_s"]
         )
-    except FileNotFoundError:
+    except MissingFileError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        logger.warning("%s cannot be read (%s) and is not used: tune again", path, error)
+    except (UnreadableFileError, KeyError, TypeError, AttributeError) as error:
+        reason = getattr(error, "reason", f"lacks what tuning stores ({error})")
+        logger.warning("%s %s and is not used: tune again", path, reason)
         return None
 
 
@@ -72,13 +74,9 @@ def store_tuned(key: Mapping[str, Any], tuned: Tuned) -> Path:
     try:
         path = _file_of(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{secrets.token_hex(4)}.partial")
-        try:
-            text = json.dumps({"key": _as_json(key), **asdict(tuned)}, indent=2)
-            partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        text = json.dumps({"key": _as_json(key), **asdict(tuned)}, indent=2)
+        with atomic_file(path) as file:
+            file.write(f"{text}\n".encode())
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(

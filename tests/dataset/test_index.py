@@ -1,4 +1,4 @@
-"""The dataset index: timm's order, header reading, the stored index and when it is built anew."""
+"""The dataset index: timm's order, header reading, the stored index and when it is built again."""
 
 import concurrent.futures
 import dataclasses
@@ -21,17 +21,21 @@ from dali_rsb.dataset import (
     DatasetIndex,
     ImageFormat,
     check_same_classes,
+    folder,
     image_header,
     index_samples,
     open_index,
-    scan,
     storage,
 )
+from dali_rsb.dataset.file_store import FileStore
+from dali_rsb.dataset.folder import FolderStore
 from dali_rsb.dataset.image_header import read_header, read_header_of_bytes
+from dali_rsb.dataset.natural_order import natural_sorted
+from dali_rsb.dataset.store import Keys
 from dali_rsb.errors import UserError
 from dali_rsb.system.atomic import atomic_directory
 
-ARRAYS = ("labels", "widths", "heights", "formats", "path_bytes", "path_offsets")
+ARRAYS = ("labels", "widths", "heights", "formats")
 
 
 def encode(width=20, height=10, kind="JPEG", mode="RGB", **options):
@@ -66,10 +70,15 @@ def relative_paths(found):
     return [str(found.path(i).relative_to(found.root)) for i in range(len(found))]
 
 
+def arrays(index):
+    keys = index.store.keys
+    return [*(getattr(index, name) for name in ARRAYS), keys.data, keys.offsets]
+
+
 def assert_equal(found, expected):
     assert found.classes == expected.classes
-    for name in ARRAYS:
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    for ours, theirs in zip(arrays(found), arrays(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 # Order and classes
@@ -92,7 +101,7 @@ def test_order_and_labels_equal_timm(tmp_path):
 
     assert relative_paths(found) == dataset.filenames()
     assert [name.encode() for name in dataset.filenames(absolute=True)] == [
-        array.tobytes() for array in found.path_arrays(np.arange(len(found)))
+        array.tobytes() for array in found.image_arrays(np.arange(len(found)))
     ]
     assert found.labels.tolist() == [target for _, target in dataset.reader.samples]
     assert {name: label for label, name in enumerate(found.classes)} == (
@@ -103,7 +112,7 @@ def test_order_and_labels_equal_timm(tmp_path):
 @given(st.lists(st.text("aAbB019é-_ .", min_size=1, max_size=8), unique=True))
 def test_natural_sort_equals_timm(names):
     natural_key = pytest.importorskip("timm.utils.misc").natural_key
-    assert scan.natural_sorted(names) == sorted(sorted(names), key=natural_key)
+    assert natural_sorted(names) == sorted(sorted(names), key=natural_key)
 
 
 def test_same_class_name_in_two_folders_is_one_class_with_a_warning(tmp_path, caplog):
@@ -138,7 +147,7 @@ def test_names_that_are_not_utf8(tmp_path):
     Path(os.fsdecode(name)).write_bytes(JPEG_BYTES)
     for _ in range(2):  # built, then loaded
         found = open_index(root)
-        assert found.path_array(1).tobytes() == name
+        assert found.image_arrays(np.array([1]))[0].tobytes() == name
         assert found.path(1).read_bytes() == JPEG_BYTES
 
 
@@ -151,19 +160,18 @@ def test_names_that_are_not_utf8(tmp_path):
 def test_paths_come_back(names):
     encoded = [name.encode() for name in names]
     found = DatasetIndex(
-        root=Path("/some/root"),
         classes=("a",),
         labels=np.zeros(len(names), np.int64),
         widths=np.ones(len(names), np.int32),
         heights=np.ones(len(names), np.int32),
         formats=np.zeros(len(names), np.uint8),
-        path_bytes=np.frombuffer(b"".join(encoded), np.uint8),
-        path_offsets=np.cumsum([0, *map(len, encoded)], dtype=np.int64),
+        store=FileStore(Path("/some/root"), Keys.of(names)),
     )
-    assert len(found) == len(names)
+    assert len(found) == len(found.store) == len(names)
+    assert found.store.keys.all() == encoded
     for i, name in enumerate(names):
         assert found.path(i) == Path("/some/root") / name
-        assert found.path_array(i).tobytes() == b"/some/root/" + encoded[i]
+        assert found.image_arrays(np.array([i]))[0].tobytes() == b"/some/root/" + encoded[i]
 
 
 def test_dali_reads_the_paths(small):
@@ -179,7 +187,7 @@ def test_dali_reads_the_paths(small):
 
     pipeline = read()
     pipeline.build()
-    pipeline.feed_input("path", found.path_arrays(np.array([2, 0])))
+    pipeline.feed_input("path", found.image_arrays(np.array([2, 0])))
     (files,) = pipeline.run()
     assert [np.asarray(files.at(i)).tobytes() for i in range(2)] == [encode(33, 44), JPEG_BYTES]
 
@@ -446,9 +454,9 @@ def test_stored_index_is_loaded_memory_mapped_and_equal(small, num_builds):
     assert_equal(loaded, built)
     assert loaded.root == built.root == small
     assert loaded.num_classes == 3
-    dtypes = [str(getattr(loaded, name).dtype) for name in ARRAYS]
+    dtypes = [str(array.dtype) for array in arrays(loaded)]
     assert dtypes == ["int64", "int32", "int32", "uint8", "uint8", "int64"]
-    assert all(isinstance(getattr(loaded, name).base, np.memmap) for name in ARRAYS)
+    assert all(isinstance(array.base, np.memmap) for array in arrays(loaded))
     assert [path for path in small.parent.iterdir() if path.name.startswith(".")] == [
         storage.place_beside(small)
     ]
@@ -481,7 +489,7 @@ def test_changes_are_noticed(small, num_builds, caplog, change):
     CHANGES[change](small)
     found = open_index(small)
     assert num_builds() == 2
-    assert "built anew: " in caplog.text
+    assert "built again: " in caplog.text
     open_index(small)
     assert num_builds() == 2
     assert_equal(found, open_index(small, cache_dir=small.parent / "cache"))
@@ -489,17 +497,17 @@ def test_changes_are_noticed(small, num_builds, caplog, change):
 
 def test_listing_waits_until_a_change_would_show(small, monkeypatch):
     """A folder changed less than a clock tick ago is listed after that tick."""
-    folder = small / "a"
-    changed_s = folder.stat().st_mtime
-    monkeypatch.setattr(scan.time, "time", lambda: changed_s + 0.001)
-    monkeypatch.setattr(scan.time, "sleep", lambda duration_s: write_tree(small, ["a/late.jpg"]))
-    listed = scan._visit(folder, frozenset())
+    path = small / "a"
+    changed_s = path.stat().st_mtime
+    monkeypatch.setattr(folder.time, "time", lambda: changed_s + 0.001)
+    monkeypatch.setattr(folder.time, "sleep", lambda duration_s: write_tree(small, ["a/late.jpg"]))
+    listed = folder._visit(path, frozenset())
     assert "late.jpg" in listed.images
-    assert listed.mtime_ns == folder.stat().st_mtime_ns
+    assert listed.mtime_ns == path.stat().st_mtime_ns
 
-    monkeypatch.setattr(scan.time, "time", lambda: changed_s + 10)
-    monkeypatch.setattr(scan.time, "sleep", lambda duration_s: pytest.fail("waited for nothing"))
-    scan._visit(folder, frozenset())
+    monkeypatch.setattr(folder.time, "time", lambda: changed_s + 10)
+    monkeypatch.setattr(folder.time, "sleep", lambda duration_s: pytest.fail("waited for nothing"))
+    folder._visit(path, frozenset())
 
 
 def test_image_added_to_the_root_is_noticed(small):
@@ -511,7 +519,7 @@ def test_image_added_to_the_root_is_noticed(small):
 
 @pytest.mark.parametrize("name", ["meta.json", "labels.npy", "path_offsets.npy"])
 @pytest.mark.parametrize("damage", ["cut", "remove"])
-def test_damaged_index_is_built_anew(small, num_builds, name, damage):
+def test_damaged_index_is_built_again(small, num_builds, name, damage):
     built = open_index(small)
     path = storage.place_beside(small) / name
     if damage == "cut":
@@ -524,7 +532,7 @@ def test_damaged_index_is_built_anew(small, num_builds, name, damage):
     assert num_builds() == 2
 
 
-def test_index_of_another_version_is_built_anew(small, num_builds, monkeypatch, caplog):
+def test_index_of_another_version_is_built_again(small, num_builds, monkeypatch, caplog):
     open_index(small)
     monkeypatch.setattr(storage, "FORMAT_VERSION", storage.FORMAT_VERSION + 1)
     open_index(small)
@@ -662,8 +670,8 @@ def test_readers_never_see_a_mixture_while_the_index_is_replaced(tmp_path):
     second = dataclasses.replace(
         first, widths=first.widths + 1, heights=first.heights + 1, labels=1 - first.labels
     )
-    listing = scan.list_images(root)
-    fingerprint = scan.Fingerprint(listing.root_entries, listing.directory_mtime_ns, {})
+    listing = folder.list_images(root)
+    fingerprint = folder.FolderFingerprint(listing.root_entries, listing.directory_mtime_ns, {})
     place = storage.place_beside(root)
     done = threading.Event()
 
@@ -703,18 +711,22 @@ def test_imagenet_sized_index_loads_fast(tmp_path):
     labels = np.sort(np.arange(num_images) % num_classes)
     name_bytes = 29  # n01440764/n01440764_10026.JPEG, nearly
     made_up = DatasetIndex(
-        root=root,
         classes=tuple(f"n{label:08d}" for label in range(num_classes)),
         labels=labels,
         widths=np.full(num_images, 500, np.int32),
         heights=np.full(num_images, 375, np.int32),
         formats=np.zeros(num_images, np.uint8),
-        path_bytes=np.full(num_images * name_bytes, ord("x"), np.uint8),
-        path_offsets=np.arange(num_images + 1, dtype=np.int64) * name_bytes,
+        store=FolderStore(
+            root,
+            Keys(
+                data=np.full(num_images * name_bytes, ord("x"), np.uint8),
+                offsets=np.arange(num_images + 1, dtype=np.int64) * name_bytes,
+            ),
+        ),
     )
     mtimes = {name: (root / name).stat().st_mtime_ns for name in made_up.classes}
     storage.write_with_fingerprint(
-        storage.place_beside(root), made_up, scan.Fingerprint(list(mtimes), mtimes, {})
+        storage.place_beside(root), made_up, folder.FolderFingerprint(list(mtimes), mtimes, {})
     )
 
     start_s = time.perf_counter()
@@ -725,7 +737,7 @@ def test_imagenet_sized_index_loads_fast(tmp_path):
 
     indices = np.random.default_rng(0).integers(0, num_images, 20_000)
     start_s = time.perf_counter()
-    paths = loaded.path_arrays(indices)
+    paths = loaded.image_arrays(indices)
     per_path_s = (time.perf_counter() - start_s) / len(paths)
     assert per_path_s < 10e-6  # under 1 us on an idle machine
 

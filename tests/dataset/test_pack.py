@@ -18,6 +18,7 @@ from dali_rsb import pack as command
 from dali_rsb.dataset import packing
 from dali_rsb.dataset.image_header import ImageFormat
 from dali_rsb.dataset.packing import PackOptions, pack, verify
+from dali_rsb.dataset.packing.shard_writer import ShardWriter
 from dali_rsb.errors import UserError, run_command
 
 SMALL = PackOptions(shard_bytes=40_000)
@@ -98,10 +99,11 @@ def test_the_index_has_the_rows_of_the_folder(index, tmp_path):
     pack(index, tmp_path / "packed", SMALL)
     packed = open_index(tmp_path / "packed")
     assert packed.classes == index.classes
-    for name in ("labels", "widths", "heights", "formats", "path_bytes", "path_offsets"):
+    for name in ("labels", "widths", "heights", "formats"):
         assert np.array_equal(getattr(packed, name), getattr(index, name))
+    assert packed.store.keys.all() == index.store.keys.all()
     assert encoded(packed) == encoded(index)
-    assert packed.name(0) == f"{packed.shards.path(0)}:cat/0.JPEG"
+    assert packed.name(0) == f"{packed.store.shard(0)}:cat/0.JPEG"
 
 
 def test_the_seed_orders_the_images_and_the_same_seed_gives_the_same_bytes(index, tmp_path):
@@ -163,14 +165,14 @@ def test_verify_finds_what_is_damaged(index, tmp_path):
 
 def interrupt(monkeypatch, after):
     """Let the user press Ctrl-C before shard number `after` is finished."""
-    finish, calls = packing._ShardWriter.finish, iter(range(100))
+    finish, calls = ShardWriter.finish, iter(range(100))
 
     def finish_or_stop(writer):
         if next(calls) == after:
             raise KeyboardInterrupt
         return finish(writer)
 
-    monkeypatch.setattr(packing._ShardWriter, "finish", finish_or_stop)
+    monkeypatch.setattr(ShardWriter, "finish", finish_or_stop)
 
 
 @pytest.mark.parametrize("after", [0, 2])
@@ -184,7 +186,7 @@ def test_an_interrupted_pack_goes_on_and_ends_the_same(index, tmp_path, monkeypa
     finished = {path: path.stat().st_ino for path in parts.glob("*.tar")}
     assert len(finished) == after
     assert not list(parts.glob(".*partial"))
-    with pytest.raises(UserError, match="not packed to the end"):
+    with pytest.raises(UserError, match="is an unfinished pack"):
         open_index(parts)
     (parts / ".shard-000002.tar.partial").write_bytes(b"left by a process that was killed")
     pack(index, parts, SMALL)
@@ -247,7 +249,7 @@ def test_a_full_disk_is_said_and_leaves_no_half_shard(index, tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as context:
-        context.setattr(packing._ShardWriter, "finish", full)
+        context.setattr(ShardWriter, "finish", full)
         with pytest.raises(UserError, match=r"cannot write to .*packed \(No space left"):
             pack(index, tmp_path / "packed", SMALL)
     assert [path.name for path in (tmp_path / "packed").iterdir()] == [".packing"]
@@ -323,7 +325,7 @@ def test_quality_encodes_all_but_what_would_grow_or_cannot_be_decoded(tmp_path):
     assert packed.formats.tolist() == [ImageFormat.JPEG] * 3
 
 
-def test_shards_are_packed_anew_with_other_options(index, tmp_path):
+def test_shards_are_packed_again_with_other_options(index, tmp_path):
     pack(index, tmp_path / "packed", SMALL)
     again = open_index(tmp_path / "packed")
     pack(again, tmp_path / "again", PackOptions(shard_bytes=90_000, seed=5))

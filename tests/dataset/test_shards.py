@@ -22,7 +22,7 @@ from dali_rsb import DaliLoader, UserError, open_index
 from dali_rsb.config import load_config
 from dali_rsb.dataset import check_same_classes
 from dali_rsb.dataset.packing import PackOptions, pack
-from dali_rsb.dataset.shards import Shards
+from dali_rsb.dataset.shards import ShardStore
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.executor import GraphRunner
 from dali_rsb.run.processes import processes
@@ -259,7 +259,7 @@ def test_odd_images_in_shards_are_decoded_by_pillow_as_in_a_folder(odd):
     assert equal_batches(list(folder), first)
     copies = list((odd[1] / "dali_rsb_index" / "converted").glob("*.ppm"))
     assert len(copies) == 3
-    for copy in copies:  # another loader finds them; this one makes those anew that went away
+    for copy in copies:  # another loader finds them; this one makes those again that went away
         stamp = copy.stat().st_mtime_ns
         assert equal_batches(list(DaliLoader(odd[1], 5, **RAW)), first)
         assert copy.stat().st_mtime_ns == stamp
@@ -314,7 +314,7 @@ def test_the_bytes_stay_mapped_until_the_pipeline_is_gone(sources, tmp_path):
         loader = DaliLoader(index, 14, **TRAINING)
         batches = iter(loader)
         next(batches)
-        index.shards._maps.clear()
+        index.store._maps.clear()
         shutil.rmtree(shards)
         del index, loader, batches
 
@@ -369,7 +369,7 @@ def test_a_pack_without_all_its_shards(sources, tmp_path):
     with pytest.raises(UserError, match=r"shard-000001.tar is missing: restore"):
         open_index(shards)
     (shards / "dali_rsb_index" / "meta.json").write_text("{}")
-    with pytest.raises(UserError, match="dali_rsb_index cannot be read"):
+    with pytest.raises(UserError, match=r"index/meta.json is not the note of a pack .*: restore"):
         open_index(shards)
 
 
@@ -439,13 +439,13 @@ def test_shards_of_others_are_indexed(tmp_path, monkeypatch):
         [("9.jpg", jpeg(60)), ("9.cls", b"3"), ("8.jpg", b"no image"), ("8.cls", b"3")],
     )
     assert len(open_index(root)) == 4
-    monkeypatch.setattr("dali_rsb.dataset.building.list_shards", None)  # stored by now
+    monkeypatch.setattr("dali_rsb.dataset.opening.list_contents", None)  # stored by now
     assert len(open_index(root)) == 4
 
 
 def test_indexing_shards_of_others_reads_headers_alone(tmp_path, monkeypatch):
     write_tar(tmp_path / "s" / "0.tar", [("1.jpg", jpeg(30)), ("1.cls", b"0")])
-    monkeypatch.setattr(Shards, "views", None)  # which has all bytes read from the disk
+    monkeypatch.setattr(ShardStore, "arrays", None)  # which has all bytes read from the disk
     assert open_index(tmp_path / "s").widths.tolist() == [30]
 
 
@@ -542,7 +542,7 @@ def test_an_image_that_is_listed_twice_counts_twice(listed):
         ("", "list.txt is empty; a list of images has PATH, a tab and LABEL in each line"),
         ("1.jpg\t0\n2.jpg 1\n", r"line 2 of .*list.txt is '2.jpg 1'; a list of images has"),
         ("1.jpg\t\n", "line 1 of .*list.txt"),
-        (Image.new("RGB", (99, 99)).tobytes(), "line 1 of .*list.txt"),
+        (Image.new("RGB", (99, 99)).tobytes(), "list.txt is no text, line 1 holds a NUL byte"),
         ("1.jpg\t-1\n2.jpg\t0\n", "label -1 in .*list.txt is no class number"),
         ("1.jpg\t1000000\n", "label 1000000 in .*list.txt is no class number"),
         ("nowhere.jpg\t0\n", "none of the 1 image files in .*list.txt can be read"),
@@ -566,14 +566,14 @@ def test_images_of_a_list_that_cannot_be_read_are_left_out(listed, tmp_path, cap
     assert open_index(path).widths.tolist() == [31, 33, 34]
 
 
-def test_the_index_of_a_list_is_stored_and_built_anew_when_the_list_changes(listed, monkeypatch):
+def test_the_index_of_a_list_is_stored_and_built_again_when_the_list_changes(listed, monkeypatch):
     path = listed("1.jpg\t0\n2.jpg\t1\n")
     built = open_index(path)
     with monkeypatch.context() as context:
-        context.setattr("dali_rsb.dataset.building.read_list", None)
+        context.setattr("dali_rsb.dataset.opening.list_contents", None)
         loaded = open_index(path)
     assert loaded.widths.tolist() == built.widths.tolist()
-    assert (loaded.root, loaded.listing, loaded.classes) == (built.root, path, built.classes)
+    assert (loaded.root, loaded.origin, loaded.classes) == (built.root, path, built.classes)
     listed("1.jpg\t0\n2.jpg\t1\n3.jpg\t1\n")
     assert len(open_index(path)) == 3
 

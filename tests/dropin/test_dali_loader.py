@@ -547,7 +547,7 @@ def test_after_ctrl_c_the_interpreter_exits_cleanly(folder):
         ({"interpolation": "random"}, "is not one of"),
         ({"train": True, "randaugment": "augmix"}, "must begin with 'rand'"),
         ({"train": True, "batch_size": 51}, "lower batch_size"),
-        ({"exclude": "absent.txt"}, "absent.txt is no file"),
+        ({"exclude": "absent.txt"}, "absent.txt does not exist: give exclude a text file"),
         ({"device": "mps"}, "device=mps"),
     ],
 )

@@ -270,7 +270,7 @@ class Comparison:
         )
 
     def _label(self, image: int) -> str:
-        return self._index.name(image).removeprefix(f"{self._index.root}/")
+        return self._index.store.name(image)
 
     def _pillow(self, image: int) -> Image.Image:
         with self._index.open(image) as file:

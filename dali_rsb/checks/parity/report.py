@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from dali_rsb.checks.machine.software import DALI_DISTRIBUTIONS
 from dali_rsb.errors import UserError
+from dali_rsb.system.cpus import cpu_model
 
 PACKAGES = (*DALI_DISTRIBUTIONS, "pillow", "timm", "torch", "numpy")
 MAX_PICTURE_ROWS = 12
@@ -129,7 +130,7 @@ def write_report(stages: Sequence[Stage], folder: Path, facts: dict[str, Any]) -
         "command": "python -m dali_rsb.parity " + " ".join(sys.argv[1:]),
         **facts,
         "machine": {
-            "processor": _processor(),
+            "processor": cpu_model(),
             "cores": len(os.sched_getaffinity(0)),
             "system": f"{platform.system()} {platform.machine()}",
         },
@@ -189,16 +190,6 @@ def _tiles(case: WorstCase) -> list[np.ndarray]:
     window = tuple(slice(start, start + TILE_PX) for start in starts)
     amplified = np.minimum(255, AMPLIFICATION * difference).astype(np.uint8)
     return [image[window] for image in (case.ours, case.reference, amplified)]
-
-
-def _processor() -> str:
-    """Name of the CPU; on Linux `platform.processor()` is often empty."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _versions() -> dict[str, str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from dataclasses import asdict, fields
 
 from dali_rsb.run.records import EpochRow, RunInfo, UpdateRow
+from dali_rsb.system.atomic import atomic_file
 
 _COLUMNS = [field.name for field in fields(EpochRow)]
 
@@ -20,14 +21,12 @@ class CsvFile:
         if self._path.exists():
             with self._path.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= run.first_epoch]
-        temporary = self._path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+        with atomic_file(self._path) as new:
+            new.write(text.getvalue().encode())
 
     def log_update(self, row: UpdateRow) -> None:
         """Nothing: the file has rows of epochs only."""

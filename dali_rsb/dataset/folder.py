@@ -1,28 +1,26 @@
-"""Find the images of a class-folder tree in timm's order, and read their headers in parallel."""
+"""Folders of class folders: find their images in timm's order, and notice when they change."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import logging
 import os
-import re
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
-from dali_rsb.dataset.image_header import ImageFormat
+from dali_rsb.dataset.file_store import FileStore, changed_since_unreadable
+from dali_rsb.dataset.natural_order import natural_sorted
+from dali_rsb.dataset.store import Contents, DatasetKind, ImageStore, Keys, Stamp
 from dali_rsb.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-Image = TypeVar("Image")
 
 IMAGE_EXTENSIONS = (
     ".jpg",
@@ -38,18 +36,23 @@ IMAGE_EXTENSIONS = (
     ".pbm",
 )
 
+_NUM_THREADS = 32  # they wait for the file system
 # Ticks of the clock behind mtime are 1 to 10 ms apart on Linux.
 _MTIME_TICK_S = 0.02
-# Threads, though the parsing holds the interpreter lock: it takes 8 us an image, so that ImageNet's
-# headers are read in 10 s when cached; otherwise the time goes into waiting for the file system.
-_NUM_THREADS = 32
-_IMAGES_PER_TASK = 64
 
-_DIGITS = re.compile(r"(\d+)")
+
+@dataclass(frozen=True, eq=False)
+class FolderStore(FileStore):
+    """The image files of a folder of class folders."""
+
+    kind: ClassVar[str] = "folder"
+
+    def claims(self, path: Path) -> bool:
+        return path.resolve().is_relative_to(self.root.resolve())
 
 
 @dataclass(frozen=True)
-class Fingerprint:
+class FolderFingerprint:
     """What a scan depended on, to tell later whether it still holds.
 
     Attributes:
@@ -62,10 +65,11 @@ class Fingerprint:
 
     root_entries: list[str]
     directory_mtime_ns: dict[str, int]
-    unreadable: dict[str, list[int]]
+    unreadable: dict[str, Stamp]
 
-    def difference(self, root: Path) -> str | None:
-        """What has changed under `root` since, in words; None if nothing has."""
+    def difference(self, store: ImageStore) -> str | None:
+        """What has changed under the store's root since, in words; None if nothing has."""
+        root = store.root
         try:
             if self.root_entries != _root_entries(*_list_directory(root)):
                 return "class folders were added, removed or renamed"
@@ -77,10 +81,7 @@ class Fingerprint:
                     return f"folder {directory} has changed"
             except OSError:
                 return f"folder {directory} is gone"
-        for image, stamp in self.unreadable.items():
-            if file_stamp(root / image) != stamp:
-                return f"{image}, which could not be read, has changed"
-        return None
+        return changed_since_unreadable(root, self.unreadable)
 
 
 @dataclass(frozen=True)
@@ -92,27 +93,6 @@ class FolderListing:
     classes: tuple[str, ...]
     root_entries: list[str]
     directory_mtime_ns: dict[str, int]
-
-
-def natural_key(name: str) -> list[str | int]:
-    """Sorting key under which n2 precedes n10 and upper case equals lower case, as timm sorts."""
-    parts: list[str | int] = list(_DIGITS.split(name.lower()))
-    parts[1::2] = map(int, parts[1::2])
-    return parts
-
-
-def natural_sorted(names: set[str] | list[str]) -> list[str]:
-    """Sort by `natural_key`, equal keys (A and a) by code point; timm leaves those to chance."""
-    return sorted(sorted(names), key=natural_key)
-
-
-def file_stamp(path: Path) -> list[int]:
-    """`[mtime in ns, size in bytes]` of a file; empty if it has none, as a broken link."""
-    try:
-        status = path.stat()
-    except OSError:
-        return []
-    return [status.st_mtime_ns, status.st_size]
 
 
 def list_images(root: Path) -> FolderListing:
@@ -148,44 +128,6 @@ def list_images(root: Path) -> FolderListing:
         root_entries=_root_entries(top.subdirectories, top.images),
         directory_mtime_ns={path: directory.mtime_ns for path, directory in directories.items()},
     )
-
-
-def read_headers(
-    images: Sequence[Image],
-    num_workers: int | None,
-    progress: bool,
-    read: Callable[[Image], tuple[int, int, ImageFormat]],
-) -> npt.NDArray[np.int32]:
-    """Read the headers of images, in parallel.
-
-    Args:
-        images: what `read` takes: paths, or bytes of shards.
-        num_workers: threads, 32 by default.
-        progress: show a progress bar if stderr is a terminal.
-        read: gives width, height and format of an image.
-
-    Returns:
-        int32 [N, 3]: width and height in pixels, and `ImageFormat`; UNREADABLE with size 0 x 0
-        for a file whose header cannot be read.
-    """
-    tasks = [
-        images[start : start + _IMAGES_PER_TASK]
-        for start in range(0, len(images), _IMAGES_PER_TASK)
-    ]
-
-    def read_task(task: Sequence[Image]) -> npt.NDArray[np.int32]:
-        return np.array([read(image) for image in task], np.int32)
-
-    show = progress and sys.stderr.isatty()
-    with (
-        concurrent.futures.ThreadPoolExecutor(num_workers or _NUM_THREADS) as pool,
-        tqdm(total=len(images), desc="indexing", unit="img", disable=not show) as bar,
-    ):
-        rows = [np.zeros((0, 3), np.int32)]
-        for task_rows in pool.map(read_task, tasks):
-            rows.append(task_rows)
-            bar.update(len(task_rows))
-    return np.concatenate(rows)
 
 
 @dataclass(frozen=True)
@@ -301,3 +243,27 @@ def _check_layout(root: Path, top: _Directory, directories: Mapping[str, _Direct
             f"{len(empty)} class folders without images in {root}: {names}; "
             "put their images there or remove them"
         )
+
+
+def _find(root: Path, progress: bool) -> Contents:
+    listing = list_images(root)
+    fingerprint = functools.partial(
+        FolderFingerprint, listing.root_entries, listing.directory_mtime_ns
+    )
+    store = FolderStore(root, Keys.of(listing.paths))
+    return Contents(store, listing.labels, listing.classes, fingerprint)
+
+
+def _restore(
+    root: Path, keys: Keys, meta: Mapping[str, Any], array: Callable[[str], npt.NDArray[Any]]
+) -> FolderStore:
+    return FolderStore(root, keys)
+
+
+FOLDER = DatasetKind(
+    name=FolderStore.kind,
+    holds=Path.is_dir,
+    find=_find,
+    restore=_restore,
+    fingerprint=FolderFingerprint,
+)
