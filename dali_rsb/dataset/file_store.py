@@ -18,7 +18,7 @@ from dali_rsb.dataset.store import ImageStore, Keys, Rows, Stamp, file_stamp
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from pipelines.inputs import ImageSource
+    from pipelines.types import ImageSource
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from dali_rsb.dataset.image_header import ImageFormat, read_header_of_bytes
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from pipelines.inputs import ImageSource
+    from pipelines.types import ImageSource
 
 Rows: TypeAlias = npt.NDArray[np.integer[Any]]
 # Some numbers that change when a file or an image does; none if it is gone.
