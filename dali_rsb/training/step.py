@@ -136,8 +136,10 @@ class TrainStep:
             if scale is not None:
                 torch._foreach_div_(self._gradients(), scale)
             optimizer.step()
-        skipped: Tensor = optimizer.skipped if takes_norm(optimizer) else found_inf
-        return skipped
+        if takes_norm(optimizer):
+            found_inf = optimizer.skipped
+        assert found_inf is not None
+        return found_inf
 
     def _clip(self, limit: float, scale: Tensor | None) -> Tensor:
         """Clip the norm of the unscaled gradients, which stay scaled; returns the norm before."""
