@@ -28,7 +28,7 @@ _CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m dali_rsb.doctor",
+        prog="dali-rsb doctor",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

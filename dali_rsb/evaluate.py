@@ -22,7 +22,7 @@ from dali_rsb.training.datasets import open_validation
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dali_rsb.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="dali-rsb evaluate", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="a .pt file, or a run folder (its best)")
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     arguments = parser.parse_args()

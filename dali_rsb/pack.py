@@ -26,7 +26,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m dali_rsb.pack",
+        prog="dali-rsb pack",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

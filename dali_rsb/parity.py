@@ -60,7 +60,7 @@ def _device_id(name: str) -> int | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dali_rsb.parity", description=__doc__)
+    parser = argparse.ArgumentParser(prog="dali-rsb parity", description=__doc__)
     parser.add_argument("data", type=Path, help="folder of class folders or shards, or list")
     parser.add_argument("--num-images", type=int, default=64, metavar="N")
     parser.add_argument("--size", type=int, default=224, metavar="PIXELS")

@@ -1,12 +1,13 @@
-"""The command `python -m dali_rsb.train CONFIG [section.key=value ...] [--resume [PATH|auto]]`."""
+"""The command `dali-rsb train CONFIG [section.key=value ...] [--resume [PATH]]`: train a model.
+
+CONFIG is a recipe such as a3, a YAML file, or a run folder.
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
-from dali_rsb.config import load_config
+from dali_rsb.config.arguments import ConfigParser
 from dali_rsb.errors import run_command
 from dali_rsb.run.console import console_messages
 from dali_rsb.run.folder import RunFolders
@@ -16,9 +17,7 @@ from dali_rsb.training.assembly import build_trainer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dali_rsb.train", description=__doc__)
-    parser.add_argument("config", type=Path, help="a YAML file, such as configs/a3.yaml")
-    parser.add_argument("overrides", nargs="*", help="section.key=value")
+    parser = ConfigParser("train", __doc__)
     parser.add_argument(
         "--resume",
         nargs="?",
@@ -27,8 +26,7 @@ def main() -> None:
         help="go on from a checkpoint or run folder; without PATH from this config's newest run; "
         "'auto': go on if there is something to go on from, else start",
     )
-    arguments = parser.parse_intermixed_args()
-    config = load_config(arguments.config, arguments.overrides)
+    config, arguments = parser.read()
     folders = RunFolders(config.name, config.run.dir)
     with (
         processes(config.run.device) as this_process,

@@ -1,4 +1,4 @@
-"""The command `python -m dali_rsb.tune CONFIG [section.key=value ...]`.
+"""The command `dali-rsb tune CONFIG [section.key=value ...]`.
 
 Finds the fastest settings of the training loader for this machine and the images of a
 configuration, and stores them for training to pick up. It measures the loader alone, with all of
@@ -11,7 +11,6 @@ configuration sets are left alone.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import itertools
 import logging
@@ -21,12 +20,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from dali_rsb.checks.machine.jpeg_engine import count_jpeg_engines
-from dali_rsb.config import Config, load_config
+from dali_rsb.config import Config
+from dali_rsb.config.arguments import ConfigParser
 from dali_rsb.dataset import DatasetIndex
 from dali_rsb.draws.samples import TrainSamples
 from dali_rsb.errors import UserError, run_command
@@ -55,13 +54,7 @@ _MIN_BATCHES = 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m dali_rsb.tune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("config", type=Path, help="a YAML file, such as configs/a3.yaml")
-    parser.add_argument("overrides", nargs="*", help="section.key=value")
+    parser = ConfigParser("tune", __doc__)
     parser.add_argument(
         "--seconds",
         type=float,
@@ -74,14 +67,13 @@ def main() -> None:
         default=1,
         help="processes that training will run on this machine, one for each GPU (%(default)s)",
     )
-    arguments = parser.parse_intermixed_args()
+    config, arguments = parser.read()
     if arguments.seconds < MIN_SECONDS:
         raise UserError(f"--seconds {arguments.seconds:g}: give at least {MIN_SECONDS:g}")
     if arguments.local_ranks < 1:
         raise UserError(f"--local-ranks {arguments.local_ranks}: give at least 1")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("tune measures one process: start it without torchrun, with --local-ranks")
-    config = load_config(arguments.config, arguments.overrides)
     with processes(config.run.device) as alone, console_messages():
         ranks = arguments.local_ranks
         this_process = Processes(alone.device, world_size=ranks, local_world_size=ranks)

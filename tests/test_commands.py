@@ -7,6 +7,8 @@ import pytest
 from conftest import ROOT, run_module
 
 from dali_rsb.__main__ import COMMANDS, main, script
+from dali_rsb.config.arguments import ConfigParser
+from dali_rsb.errors import UserError
 
 
 def test_every_command_is_listed():
@@ -60,3 +62,52 @@ def test_a_configuration_is_read_without_numpy_torch_or_dali():
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert result.stdout.startswith("rand-m6")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (["a3", "--lr", "1e-3"], "unknown option --lr: write optimizer.lr=1e-3"),
+        (["a3", "--lr=1e-3"], "unknown option --lr: write optimizer.lr=1e-3"),
+        (["a3", "-b", "64"], "unknown option -b: write optimizer.batch_size=64"),
+        (["a3", "--drop-path", "0.1"], "unknown option --drop-path: write model.drop_path=0.1"),
+        (["a3", "optimizer.lr", "1e-3"], "optimizer.lr has no value: write optimizer.lr=1e-3"),
+        (["a3", "optimizer.lr"], "optimizer.lr has no value: write optimizer.lr=VALUE"),
+        (["a3", "--resumee"], "unknown option --resumee, did you mean '--resume'?"),
+        (["a3", "--xyzzy"], "unknown option --xyzzy; see dali-rsb train --help"),
+        ([], "the following arguments are required: CONFIG"),
+        (["a33"], "cannot read a33: no such file or recipe"),
+    ],
+)
+def test_a_mistaken_command_line_says_how_to_write_it(arguments, answer):
+    parser = ConfigParser("train", "")
+    parser.add_argument("--resume", nargs="?", const="last")
+    with pytest.raises(UserError) as caught:
+        parser.read(arguments)
+    assert str(caught.value).startswith(answer)
+    if ": write " not in answer or "VALUE" in answer:
+        return
+    config, _ = parser.read(["a3", answer.rpartition(": write ")[2]])  # the fix works
+    assert config.name == "a3"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "resume", "lr"),
+    [
+        (["--resume", "optimizer.lr=2e-3"], "last", 2e-3),
+        (["optimizer.lr=2e-3", "--resume"], "last", 2e-3),
+        (["--resume", "runs/a3", "optimizer.lr=2e-3"], "runs/a3", 2e-3),
+        (["--resume", "runs/a=b"], "runs/a=b", 8e-3),
+        (["--resume=auto", "optimizer.lr=2e-3"], "auto", 2e-3),
+        ([], None, 8e-3),
+    ],
+)
+def test_an_override_is_no_path_to_resume_from(arguments, resume, lr):
+    for line in (
+        ["a3", *arguments],
+        [*arguments, "a3"] if resume != "last" else ["a3", *arguments],
+    ):
+        parser = ConfigParser("train", "")
+        parser.add_argument("--resume", nargs="?", const="last")
+        config, options = parser.read(line)
+        assert (options.resume, config.optimizer.lr) == (resume, lr)
