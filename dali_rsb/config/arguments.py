@@ -70,7 +70,7 @@ class ConfigParser(argparse.ArgumentParser):
             }
             for place in range(len(args) - 1, 0, -1):
                 if args[place - 1] in optional and _OVERRIDE.match(args[place]):
-                    args.append(args.pop(place))
+                    args.insert(place - 1, args.pop(place))
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
