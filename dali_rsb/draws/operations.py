@@ -6,6 +6,7 @@ magnitudes in tenths: 1 is the end of an operation's range.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from pipelines.operands import Branch
 
 Floats = NDArray[np.float64]
+
+# The magnitude at which an operation reaches the end of its range.
+FULL_MAGNITUDE = 10
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,12 @@ class Strength:
     level: Floats
     signed: Floats
     increasing: bool
+
+    @classmethod
+    def drawn(cls, magnitude: Floats, negate: NDArray[np.bool_], increasing: bool) -> Strength:
+        """Of magnitudes [n] and directions [n]."""
+        level = magnitude / FULL_MAGNITUDE
+        return cls(level, level * np.where(negate, -1, 1), increasing)
 
 
 # Matrix elements (xx, xy, x1, yx, yy, y1) that map output to input positions in pixels, whole
@@ -113,17 +123,19 @@ def _enhancing(name: str, branch: Branch) -> Operation:
 
 
 def _rotation(strength: Strength, height: int, width: int) -> Affine:
-    """About the middle of the image."""
-    radians = -np.radians(strength.signed * 30)
-    cosine, sine = np.cos(radians), np.sin(radians)
+    """About the middle of the image, with the rounding and the order of Pillow's Image.rotate."""
+    radians = -np.radians((strength.signed * 30) % 360.0)
+    # Python's `round` and not NumPy's, which is not always the nearest number.
+    cosine = np.array([round(math.cos(angle), 15) for angle in radians])
+    sine = np.array([round(math.sin(angle), 15) for angle in radians])
     middle_x, middle_y = width / 2, height / 2
     return (
         cosine,
         sine,
-        middle_x - cosine * middle_x - sine * middle_y,
+        cosine * -middle_x + sine * -middle_y + middle_x,
         -sine,
         cosine,
-        middle_y + sine * middle_x - cosine * middle_y,
+        -sine * -middle_x + cosine * -middle_y + middle_y,
     )
 
 

@@ -1,6 +1,6 @@
-"""RandAugment on the host: policies, draws, and the operands of the DALI pipeline.
+"""RandAugment on the host: policies, draws, and the operands of those who compute the pixels.
 
-The pixels are computed by `pipelines.randaugment`; nothing here touches an image.
+Pixels are the work of `pipelines.randaugment` and `dali_rsb.kernels.rand_augment`.
 """
 
 from __future__ import annotations
@@ -11,36 +11,83 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dali_rsb.draws.operations import OPERATION_SETS, OPERATIONS, RECORDS, Strength
+from dali_rsb.draws.operations import (
+    FULL_MAGNITUDE,
+    OPERATION_SETS,
+    OPERATIONS,
+    RECORDS,
+    Strength,
+)
 from dali_rsb.draws.policy import parse_tokens
 from dali_rsb.errors import UserError
 from pipelines.operands import Branch, branch_input, matrix_input, value_input
 
-__all__ = ["FULL_MAGNITUDE", "OPERATIONS", "RandAugmentDraws", "RandAugmentPolicy", "fill_color"]
+__all__ = [
+    "FULL_MAGNITUDE",
+    "OPERATIONS",
+    "RandAugmentDraws",
+    "RandAugmentOperands",
+    "RandAugmentPolicy",
+    "fill_color",
+]
 
 # The last entry is read by operation -1: not applied.
 _BRANCH_CODES = np.array([*(record.branch for record in RECORDS), Branch.SKIP], dtype=np.uint8)
-
-# The magnitude at which an operation reaches the end of its range, and timm's upper clip unless
-# the policy sets `mmax`.
-FULL_MAGNITUDE = 10
 
 _UNIFORMS_PER_LAYER = 5
 
 
 @dataclass(frozen=True)
-class RandAugmentDraws:
-    """What a batch drew; all arrays are [batch, layers].
+class RandAugmentOperands:
+    """What the operations of a batch come to, for images of one size.
 
     Attributes:
-        operation: int8, an index into `OPERATIONS`, or -1 where the layer is not applied.
-        magnitude: float64, noise added and clipped.
-        negate: bool, whether the operations that have two directions take the negative one.
+        branch: uint8 [batch, layers], codes of `Branch`.
+        value: float32 [batch, layers], the argument of a point, colour or blending operation.
+        matrix: float64 [batch, layers, 2, 3], maps output to input positions (x, y, 1) in pixels,
+            whole numbers at the corners of pixels: what Pillow's Image.transform takes, to the
+            bit. The identity where the operation is no warp.
+    """
+
+    branch: NDArray[np.uint8]
+    value: NDArray[np.float32]
+    matrix: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RandAugmentDraws:
+    """What a batch drew.
+
+    Attributes:
+        operation: int8 [batch, layers], an index into `OPERATIONS`, or -1 where the layer is not
+            applied.
+        magnitude: float64 [batch, layers], noise added and clipped.
+        negate: bool [batch, layers], whether the operations that have two directions take the
+            negative one.
+        increasing: whether the magnitudes are those of the increasing set; see
+            `RandAugmentPolicy`.
     """
 
     operation: NDArray[np.int8]
     magnitude: NDArray[np.float64]
     negate: NDArray[np.bool_]
+    increasing: bool
+
+    def operands(self, size_px: tuple[int, int]) -> RandAugmentOperands:
+        """What the draws come to for images of a height and width."""
+        values = np.zeros(self.operation.shape, np.float32)
+        matrices = np.broadcast_to(np.eye(2, 3), (*values.shape, 2, 3)).copy()
+        for number, record in enumerate(RECORDS):
+            drawn = self.operation == number
+            if not drawn.any():
+                continue
+            strength = Strength.drawn(self.magnitude[drawn], self.negate[drawn], self.increasing)
+            if record.value is not None:
+                values[drawn] = record.value(strength)
+            if record.warp is not None:
+                rows = np.broadcast_arrays(*record.warp(strength, *size_px), strength.level)[:-1]
+                matrices[drawn] = np.stack(rows, axis=-1).reshape(-1, 2, 3)
+        return RandAugmentOperands(_BRANCH_CODES[self.operation], values, matrices)
 
 
 @dataclass(frozen=True)
@@ -129,6 +176,7 @@ class RandAugmentPolicy:
             operation=operation,
             magnitude=np.clip(magnitude, 0, self.magnitude_max),
             negate=direction < 0.5,
+            increasing=self.increasing,
         )
 
     def to_operands(
@@ -140,39 +188,18 @@ class RandAugmentPolicy:
             draws: of this policy.
             size_px: height and width of the images.
         """
-        branches = _BRANCH_CODES[draws.operation]
-        values, matrices = (array.astype(np.float32) for array in self._arguments(draws, size_px))
-        operands: dict[str, NDArray[np.generic]] = {}
-        for layer in range(self.num_layers):
-            operands[branch_input(layer)] = np.ascontiguousarray(branches[:, layer])
-            operands[value_input(layer)] = np.ascontiguousarray(values[:, layer])
-            operands[matrix_input(layer)] = np.ascontiguousarray(matrices[:, layer])
-        return operands
-
-    def strength(self, magnitude: NDArray[np.float64], negate: NDArray[np.bool_]) -> Strength:
-        """What some drawn magnitudes mean under this policy."""
-        level = magnitude / FULL_MAGNITUDE
-        return Strength(level, level * np.where(negate, -1, 1), self.increasing)
-
-    def _arguments(
-        self, draws: RandAugmentDraws, size_px: tuple[int, int]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Values [batch, layers] and warp matrices [batch, layers, 3, 3], else the identity."""
-        values = np.zeros(draws.operation.shape)
-        matrices = np.broadcast_to(np.eye(3), (*values.shape, 3, 3)).copy()
-        for number in OPERATION_SETS[self.operation_set]:
-            record, drawn = RECORDS[number], draws.operation == number
-            if not drawn.any():
-                continue
-            strength = self.strength(draws.magnitude[drawn], draws.negate[drawn])
-            if record.value is not None:
-                values[drawn] = record.value(strength)
-            if record.warp is not None:
-                rows = np.broadcast_arrays(*record.warp(strength, *size_px), strength.level)[:-1]
-                matrices[drawn, :2] = np.stack(rows, axis=-1).reshape(-1, 2, 3)
+        drawn = draws.operands(size_px)
+        matrices = np.broadcast_to(np.eye(3), (*drawn.value.shape, 3, 3)).copy()
+        matrices[..., :2, :] = drawn.matrix
         # From corners of pixels at whole numbers, as in Pillow, to centres.
         matrices[..., :2, 2] += (matrices[..., :2, 0] + matrices[..., :2, 1] - 1) / 2
-        return values, matrices
+        matrices = matrices.astype(np.float32)
+        operands: dict[str, NDArray[np.generic]] = {}
+        for layer in range(self.num_layers):
+            operands[branch_input(layer)] = np.ascontiguousarray(drawn.branch[:, layer])
+            operands[value_input(layer)] = np.ascontiguousarray(drawn.value[:, layer])
+            operands[matrix_input(layer)] = np.ascontiguousarray(matrices[:, layer])
+        return operands
 
 
 def fill_color(mean: Sequence[float]) -> tuple[int, int, int]:

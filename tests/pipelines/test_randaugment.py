@@ -1,5 +1,6 @@
 """RandAugment's pixels: the CPU graph against timm's operations on Pillow images."""
 
+import dataclasses
 import functools
 import random
 import re
@@ -73,8 +74,11 @@ def run_graph(images, policy, draws):
     for start in range(0, len(images), MAX_BATCH_SIZE):
         part = slice(start, start + MAX_BATCH_SIZE)
         pipeline.feed_input("images", images[part])
-        part_draws = RandAugmentDraws(
-            draws.operation[part], draws.magnitude[part], draws.negate[part]
+        part_draws = dataclasses.replace(
+            draws,
+            operation=draws.operation[part],
+            magnitude=draws.magnitude[part],
+            negate=draws.negate[part],
         )
         for name, operand in policy.to_operands(part_draws, images.shape[1:3]).items():
             pipeline.feed_input(name, operand)
@@ -144,7 +148,7 @@ def photographs(size_px):
     return np.stack(crops)
 
 
-def single_layer_draws(name, magnitudes, negate, num_images):
+def single_layer_draws(name, magnitudes, negate, num_images, increasing=True):
     """Return draws of one operation for every (magnitude, direction, image), in this order."""
     grid = np.array(
         [(m, n) for m in magnitudes for n in negate for _ in range(num_images)], dtype=np.float64
@@ -153,6 +157,7 @@ def single_layer_draws(name, magnitudes, negate, num_images):
         operation=np.full((len(grid), 1), OPERATIONS.index(name), dtype=np.int8),
         magnitude=grid[:, :1],
         negate=grid[:, 1:] > 0,
+        increasing=increasing,
     )
 
 
@@ -183,7 +188,7 @@ def test_operation_matches_timm(name, size_px):
 @pytest.mark.parametrize("name", ["Posterize", "Solarize", *ENHANCING])
 def test_operation_of_the_other_set_matches_timm(name):
     policy = RandAugmentPolicy(num_layers=1, increasing=False)
-    draws = single_layer_draws(name, (0, 3, 6.3, 7, 10), (False,), num_images=14)
+    draws = single_layer_draws(name, (0, 3, 6.3, 7, 10), (False,), 14, increasing=False)
     images = np.tile(photographs(160), (5, 1, 1, 1))
     differences = difference(run_graph(images, policy, draws), timm_images(images, policy, draws))
     largest, mean = TOLERANCES[name]
@@ -195,7 +200,7 @@ def test_operation_of_the_other_set_matches_timm(name):
 @pytest.mark.parametrize("increasing", [False, True])
 def test_magnitudes_above_ten_match_timm(name, increasing):
     policy = RandAugmentPolicy(num_layers=1, magnitude_max=15, increasing=increasing)
-    draws = single_layer_draws(name, (15,), (False, True), num_images=4)
+    draws = single_layer_draws(name, (15,), (False, True), 4, increasing)
     images = np.tile(photographs(160)[:4], (2, 1, 1, 1))
     differences = difference(run_graph(images, policy, draws), timm_images(images, policy, draws))
     largest, mean = (2, 0.01) if name in ENHANCING else TOLERANCES[name]
@@ -324,6 +329,7 @@ def test_routing_keeps_the_order_of_samples(operations, seed):
         operation=np.array(operations, dtype=np.int8),
         magnitude=generator.uniform(0, 10, (len(levels), 2)),
         negate=generator.random((len(levels), 2)) < 0.5,
+        increasing=policy.increasing,
     )
     outputs = run_graph(images, policy, draws)
     differences = difference(outputs, timm_images(images, policy, draws))

@@ -208,6 +208,7 @@ class Comparison:
                 operation=np.full(shape, OPERATIONS.index(name), np.int8),
                 magnitude=np.full(shape, magnitude),
                 negate=np.full(shape, negate),
+                increasing=policy.increasing,
             )
             operands = policy.to_operands(draws, (self._size_px, self._size_px))
             (output,) = self._operations.run(images=batch, **operands)

@@ -7,8 +7,7 @@ import numpy as np
 from PIL import Image
 
 from dali_rsb.draws.crops import EvalGeometry
-from dali_rsb.draws.operations import OPERATIONS, RECORDS
-from dali_rsb.draws.randaugment import RandAugmentPolicy
+from dali_rsb.draws.operations import OPERATIONS, RECORDS, Strength
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -59,7 +58,5 @@ def apply_operation(
         interpolation: of the geometric operations.
     """
     record = RECORDS[OPERATIONS.index(name)]
-    strength = RandAugmentPolicy(increasing=increasing).strength(
-        np.array([magnitude]), np.array([negate])
-    )
+    strength = Strength.drawn(np.array([magnitude]), np.array([negate]), increasing)
     return record.pillow(image, strength, fill, FILTERS[interpolation])
