@@ -100,23 +100,37 @@ def _sum_of(pattern: str, report: str) -> int:
     return sum(map(int, values))
 
 
+# The interpreter knows reductions and scans, but not the library's functions made of them.
+_LIBRARY = {
+    "sum": lambda x, axis=0: tl.reduce(x, axis, tl.standard._sum_combine),
+    "max": lambda x, axis=0: tl.reduce(x, axis, tl.standard._elementwise_max),
+    "min": lambda x, axis=0: tl.reduce(x, axis, tl.standard._elementwise_min),
+    "cumsum": lambda x, axis=0: tl.associative_scan(x, axis, tl.standard._sum_combine),
+}
+
+
 class _Interpreted(InterpretedFunction):
     def __getitem__(self, grid: Any) -> Callable[..., None]:
         launch = super().__getitem__(grid)
 
-        def add_up(x: Any, axis: int = 0) -> Any:
-            return tl.reduce(x, axis, tl.standard._sum_combine)
-
         def run(*arguments: Any, **options: Any) -> None:
-            # The interpreter knows reductions, but not the library's function made of one. As on a
-            # GPU, what a `where` does not choose may be infinite or undefined.
+            # As on a GPU, what a `where` does not choose may be infinite or undefined.
             with (
-                mock.patch.object(tl, "sum", add_up),
+                mock.patch.multiple(tl, **_LIBRARY),
                 np.errstate(divide="ignore", invalid="ignore"),
             ):
                 launch(*arguments, **options)
 
         return run
+
+    def __call__(self, *arguments: Any) -> Any:
+        # A device function. The launch has patched the language, which takes milliseconds.
+        return self.rewrite()(*arguments)
+
+
+def _range(*bounds: Any) -> range:
+    # The interpreter's scalars are arrays of one element, which NumPy takes for no index.
+    return range(*(int(b.handle.data.item()) if isinstance(b, tl.tensor) else b for b in bounds))
 
 
 @functools.cache
@@ -127,7 +141,7 @@ def interpreted(kernel: JITFunction) -> InterpretedFunction:
     would take the compiler from the whole process.
     """
     function = kernel.fn
-    namespace = dict(function.__globals__)
+    namespace = dict(function.__globals__) | {"range": _range}
     for name in function.__code__.co_names:
         if isinstance(namespace.get(name), JITFunction):  # a device function that it calls
             namespace[name] = interpreted(namespace[name])

@@ -1,6 +1,6 @@
-"""The kernels of mixing and BCE, compiled ahead for every GPU from V100 to B200, without one.
+"""The kernels of mixing, BCE and RandAugment, compiled ahead for every GPU from V100 to B200.
 
-The kernels of LAMB are compiled in test_lamb_kernel.py.
+No GPU is needed. The kernels of LAMB are compiled in test_lamb_kernel.py.
 """
 
 import itertools
@@ -9,7 +9,7 @@ import pytest
 import triton
 from ptx import CAPABILITIES, compile_ahead
 
-from dali_rsb.kernels import bce_triton, mix_triton
+from dali_rsb.kernels import bce_triton, mix_triton, rand_augment_triton
 
 # V100 and T4 have no bfloat16 arithmetic and train in float16.
 TARGETS = [
@@ -109,3 +109,42 @@ def test_scaling_of_the_gradient(capability, dtype):
     )
     assert compiled.spill_bytes == compiled.stack_bytes == 0
     assert "st.global.v4.b32" in compiled.ptx
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(
+    ("kernel", "num_warps", "block", "max_registers"),
+    [
+        (
+            rand_augment_triton._tables_kernel,
+            rand_augment_triton.TABLE_WARPS,
+            rand_augment_triton.TABLE_BLOCK,
+            64,
+        ),
+        # Eight blocks on an SM, half of its threads: enough loads in flight.
+        (
+            rand_augment_triton._apply_kernel,
+            rand_augment_triton.APPLY_WARPS,
+            rand_augment_triton.APPLY_BLOCK,
+            64,
+        ),
+    ],
+    ids=["tables", "apply"],
+)
+def test_rand_augment(kernel, num_warps, block, max_registers, capability):
+    pointers = {"value": "*fp32", "matrix": "*fp64"}
+    pointers |= dict.fromkeys(("images", "scratch", "output", "branch", "tables"), "*u8")
+    signature = {name: pointers.get(name, "i32") for name in kernel.arg_names[:-2]}
+    compiled = compile_ahead(
+        kernel,
+        signature,
+        {"NUM_LAYERS": 2, "BLOCK": block},
+        capability,
+        num_warps,
+        [name for name in signature if name in pointers],
+        enable_fp_fusion=False,
+    )
+    assert compiled.cubin
+    assert compiled.spill_bytes == compiled.stack_bytes == 0
+    assert compiled.registers <= max_registers
+    assert "fma.rn" not in compiled.ptx, "Pillow's arithmetic has no fused multiply-adds"
