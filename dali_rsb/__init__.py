@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dali_rsb.dataset import DatasetIndex, open_index
+    from dali_rsb.draws.randaugment import RandAugmentPolicy
     from dali_rsb.dropin.dali_loader import DaliLoader
     from dali_rsb.dropin.timm_loader import create_loader
     from dali_rsb.errors import UserError
+    from dali_rsb.loader.rand_augment import rand_augment
     from dali_rsb.models import create_model
     from dali_rsb.optim import Lamb, ModelEma
 
@@ -18,10 +20,12 @@ __all__ = [
     "DatasetIndex",
     "Lamb",
     "ModelEma",
+    "RandAugmentPolicy",
     "UserError",
     "create_loader",
     "create_model",
     "open_index",
+    "rand_augment",
 ]
 
 # Imported when first asked for: `import dali_rsb` loads neither torch nor DALI.
@@ -30,10 +34,12 @@ _MODULES = {
     "DatasetIndex": "dali_rsb.dataset",
     "Lamb": "dali_rsb.optim",
     "ModelEma": "dali_rsb.optim",
+    "RandAugmentPolicy": "dali_rsb.draws.randaugment",
     "UserError": "dali_rsb.errors",
     "create_loader": "dali_rsb.dropin.timm_loader",
     "create_model": "dali_rsb.models",
     "open_index": "dali_rsb.dataset",
+    "rand_augment": "dali_rsb.loader.rand_augment",
 }
 
 

@@ -71,6 +71,10 @@ def test_the_command_line_reports_and_exits_with_2(tmp_path):
         ((*SMALL, *DATA, "model.name=resnet51"), "resnet50"),
         ((*SMALL, *DATA, "optimizer.batch_size=64"), "fewer than optimizer.batch_size=64"),
         ((*SMALL, *DATA, "run.amp=fp16"), "run.amp=fp16 needs a GPU"),
+        (
+            (*SMALL, *DATA, "augment.backend=triton"),
+            "augment.backend=triton cannot run: it needs a GPU; set augment.backend=auto",
+        ),
         ((*SMALL, *DATA, "--resume", "absent.pt"), "no checkpoint at absent.pt"),
         ((*SMALL, *DATA, "--resume"), "no checkpoint to resume in runs/a3"),
         ((*SMALL, *DATA, "model.weights=absent.pt"), "no checkpoint at absent.pt"),

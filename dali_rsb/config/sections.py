@@ -110,6 +110,11 @@ class Augment(Section):
     randaugment: str | None = Field(
         None, description="RandAugment in timm's notation, such as rand-m7-mstd0.5-inc1"
     )
+    backend: Literal["auto", "dali", "triton"] = Field(
+        "auto",
+        description="who computes RandAugment: DALI, or Triton kernels behind it; auto: Triton on "
+        "a GPU, if it works there",
+    )
     random_erasing: Fraction = Field(
         0.0, description="probability of erasing boxes of an image, after mixing"
     )
@@ -331,6 +336,10 @@ class Config(Section):
             (
                 optimizer.nesterov and not optimizer.momentum,
                 "optimizer.nesterov: needs optimizer.momentum above 0",
+            ),
+            (
+                self.augment.backend != "auto" and self.augment.randaugment is None,
+                "augment.backend: only augment.randaugment has backends; leave it out",
             ),
             (
                 optimizer.backend != "auto" and optimizer.name != "lamb",

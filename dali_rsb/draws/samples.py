@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from dali_rsb.draws.erasing import ErasingDraws, ErasingPolicy
 from dali_rsb.draws.mixing import MixDraws, MixPolicy
 from dali_rsb.draws.order import BatchLayout, EvalLayout, epoch_length, epoch_order
 from dali_rsb.draws.philox import Draw, Stream, uniforms
-from dali_rsb.draws.randaugment import RandAugmentPolicy
+from dali_rsb.draws.randaugment import RandAugmentDraws, RandAugmentOperands, RandAugmentPolicy
 from pipelines.types import INTERPOLATIONS, DecodeMode
 
 # Uniforms of the crop stream: the window, then flip and interpolation.
@@ -35,6 +35,7 @@ class TrainTransform:
         interpolation: "bilinear", "bicubic" or "random" (one of the two for each image).
         randaugment: policy, or None.
         decode_mode: which part of an image is decoded, and how often.
+        randaugment_by: who computes it: the DALI pipeline, or the kernels behind it.
     """
 
     size_px: int
@@ -45,10 +46,14 @@ class TrainTransform:
     randaugment: RandAugmentPolicy | None = None
     decode_mode: DecodeMode = "roi"
     vflip: float = 0.0
+    randaugment_by: Literal["pipeline", "kernels"] = "pipeline"
 
     @property
     def randaugment_layers(self) -> int:
-        return 0 if self.randaugment is None else self.randaugment.num_layers
+        """Layers of RandAugment in the DALI pipeline."""
+        if self.randaugment is None or self.randaugment_by == "kernels":
+            return 0
+        return self.randaugment.num_layers
 
     def graph_inputs(
         self, draw: Draw, widths: np.ndarray, heights: np.ndarray
@@ -68,10 +73,21 @@ class TrainTransform:
         if self.vflip > 0:
             numbers = draw(Stream.VERTICAL_FLIP, 1)
             _swap_ends(inputs["start"], inputs["end"], numbers[:, 0] < self.vflip, axis=0)
-        if self.randaugment is not None:
-            draws = self.randaugment.draw(draw(Stream.RANDAUGMENT, self.randaugment.num_uniforms))
+        if self.randaugment is not None and self.randaugment_by == "pipeline":
+            draws = self._randaugment_draws(self.randaugment, draw)
             inputs |= self.randaugment.to_operands(draws, (self.size_px, self.size_px))
         return inputs
+
+    def kernel_operands(self, draw: Draw) -> RandAugmentOperands | None:
+        """Draw RandAugment where the kernels compute it; else None."""
+        if self.randaugment is None or self.randaugment_by == "pipeline":
+            return None
+        draws = self._randaugment_draws(self.randaugment, draw)
+        return draws.operands((self.size_px, self.size_px))
+
+    @staticmethod
+    def _randaugment_draws(policy: RandAugmentPolicy, draw: Draw) -> RandAugmentDraws:
+        return policy.draw(draw(Stream.RANDAUGMENT, policy.num_uniforms))
 
     def _window_inputs(self, windows: Windows, flip: np.ndarray) -> dict[str, np.ndarray]:
         start = np.stack([windows.top, windows.left], axis=1)
@@ -116,12 +132,14 @@ class PreparedRun:
         labels: int64 [rows].
         mixes: the mixing of each batch, or None.
         erasings: the erased boxes of each batch, or None.
+        randaugment: what is left to the kernels behind the pipeline: operands of the rows, or None.
     """
 
     inputs: dict[str, Any]
     labels: np.ndarray
     mixes: tuple[MixDraws | None, ...]
     erasings: tuple[ErasingDraws | None, ...]
+    randaugment: RandAugmentOperands | None = None
 
     @property
     def images(self) -> list[np.ndarray]:
@@ -175,7 +193,8 @@ class TrainSamples:
         inputs |= self.transform.graph_inputs(draw, index.widths[indices], index.heights[indices])
         mixes = tuple(self._mix(spec) for spec in specs)
         erasings = tuple(self._erase(spec) for spec in specs)
-        return PreparedRun(inputs, np.asarray(index.labels[indices]), mixes, erasings)
+        labels = np.asarray(index.labels[indices])
+        return PreparedRun(inputs, labels, mixes, erasings, self.transform.kernel_operands(draw))
 
     def _mix(self, spec: BatchSpec) -> MixDraws | None:
         if self.mixing is None:

@@ -32,6 +32,7 @@ from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.batch import Batch, MixedBatch
 from dali_rsb.loader.builders import eval_loader, train_loader
 from dali_rsb.loader.loader import Loader
+from dali_rsb.loader.rand_augment import with_backend
 from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.system.cpus import threads_per_process
 from pipelines.types import HW_DECODER_LOAD
@@ -142,6 +143,9 @@ class EpochLoader:
         self.sampler: Any = sampler
         self.drop_last = drop_last
         self._images = images
+        if isinstance(preprocessing, TrainPreprocessing):
+            transform = with_backend(preprocessing.transform, "auto", resources.device)
+            preprocessing = replace(preprocessing, transform=transform)
         self._preprocessing = preprocessing
         self._output = output
         self._resources = resources

@@ -45,7 +45,7 @@ def train_loader(
         randaugment_layers=samples.transform.randaugment_layers,
         fill=fill,
     )
-    return _loader(samples, partial(_build_training, arguments), settings, device, bad_images)
+    return _loader(samples, partial(_build_training, arguments), settings, device, bad_images, fill)
 
 
 def eval_loader(
@@ -83,6 +83,7 @@ def _loader(
     settings: LoaderSettings,
     device: torch.device,
     bad_images: BadImages,
+    fill: tuple[int, int, int] = IMAGENET_FILL,
 ) -> Loader:
     return Loader(
         samples,
@@ -92,4 +93,5 @@ def _loader(
         bad_images,
         settings.batches_per_run,
         settings.division.pipelines,
+        fill,
     )

@@ -20,6 +20,9 @@ from dali_rsb.draws.samples import BatchSpec, PreparedRun, joined_indices, repla
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.batch import Batch, BatchMixing
 from dali_rsb.loader.executor import TakingTurns
+from dali_rsb.loader.rand_augment import apply_operands
+from dali_rsb.loader.transfer import to_device
+from pipelines.types import IMAGENET_FILL
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,7 @@ class Loader:
         bad_images: what to do about images that cannot be decoded.
         batches_per_run: how many batches share a run.
         pipelines: how many pipelines take turns (see `graph_runner.Division`).
+        fill: colour that geometric operations bring in, where they are left to the kernels.
     """
 
     def __init__(
@@ -66,12 +70,14 @@ class Loader:
         bad_images: BadImages,
         batches_per_run: int = 1,
         pipelines: int = 1,
+        fill: tuple[int, int, int] = IMAGENET_FILL,
     ) -> None:
         self._samples = samples
         self._device = device
         self._runner = TakingTurns(build_pipeline, prefetch, pipelines)
         self._bad_images = bad_images
         self._batches_per_run = batches_per_run
+        self._fill = fill
 
     @property
     def prefetch(self) -> int:
@@ -137,6 +143,8 @@ class Loader:
         waiting.extend(self._submit(specs) for specs in runs)
 
     def _assemble(self, images: Tensor, run: _Run) -> Iterator[Batch]:
+        if run.prepared.randaugment is not None:
+            images = apply_operands(images, run.prepared.randaugment, self._fill)
         labels = self._to_device(run.prepared.labels.astype(np.int64))
         sizes = [len(spec.indices) for spec in run.specs]
         parts = zip(images.split(sizes), labels.split(sizes), strict=True)
@@ -155,11 +163,7 @@ class Loader:
         )
 
     def _to_device(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        if self._device.type == "cuda":
-            with torch.cuda.device(self._device):  # pinning would start up the current one
-                return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor
+        return to_device(array, self._device)
 
 
 def device_id(device: torch.device) -> int | None:

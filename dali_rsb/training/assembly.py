@@ -24,6 +24,7 @@ from dali_rsb.evaluation.validation import Validation
 from dali_rsb.loader import builders
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.loader import Loader
+from dali_rsb.loader.rand_augment import describe_randaugment, with_backend
 from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.models import create_model
 from dali_rsb.models.precision import Precision, choose_precision
@@ -90,6 +91,7 @@ def build_trainer(config: cfg.Config, processes: Processes, resume: Path | None 
     introduction = [
         describe_run(config.model.name, samples, evaluation.precision, processes),
         describe_backend(step.optimizer),
+        describe_randaugment(samples.transform),
         resolved.origin,
     ]
     return Trainer(
@@ -191,7 +193,7 @@ def train_samples(
         settings: say which part of an image is decoded, where copies do not share it.
 
     Raises:
-        UserError: an epoch is shorter than one global batch.
+        UserError: an epoch is shorter than one global batch, or augment.backend cannot run.
     """
     augment, mixing = config.augment, config.mixing
     policy = None if augment.randaugment is None else RandAugmentPolicy.parse(augment.randaugment)
@@ -205,14 +207,18 @@ def train_samples(
             # Without copies there is nothing to spread; slices keep the draws' ranges short.
             augment.copies if augment.repeats > 1 else "together",
         ),
-        transform=TrainTransform(
-            augment.size,
-            augment.scale,
-            augment.ratio,
-            augment.hflip,
-            augment.interpolation,
-            policy,
-            "shared" if decodes_once_for_all_copies(config, processes) else settings.decode,
+        transform=with_backend(
+            TrainTransform(
+                augment.size,
+                augment.scale,
+                augment.ratio,
+                augment.hflip,
+                augment.interpolation,
+                policy,
+                "shared" if decodes_once_for_all_copies(config, processes) else settings.decode,
+            ),
+            augment.backend,
+            processes.device,
         ),
         mixing=MixPolicy(
             mixing.mixup,

@@ -67,7 +67,16 @@ def tuning_key(
 ) -> dict[str, Any]:
     """All that the fastest settings depend on: machines of one kind share them."""
     augment, on_gpu = config.augment, processes.device.type == "cuda"
-    names = ("size", "scale", "ratio", "interpolation", "randaugment", "repeats", "copies")
+    names = (
+        "size",
+        "scale",
+        "ratio",
+        "interpolation",
+        "randaugment",
+        "backend",
+        "repeats",
+        "copies",
+    )
     return {
         "cpu": cpu_model(),
         "cpus": available_cpus(),

@@ -68,6 +68,21 @@ def run_kernels(images, branch, value, matrix, block=None):
         return rand_augment_triton.rand_augment_triton(images, branch, value, matrix, FILL)
 
 
+def test_kernels_meet_the_edges_of_images_as_the_plain_version_does():
+    """Positions on the very edges: 0 is inside, the width and the height are not."""
+    shifts = [(x, y) for x in (-0.5, 0.0, 0.5) for y in (-0.5, 0.0, 0.5)]
+    images = torch.from_numpy(noise((len(shifts), 3, 5)))
+    branch = torch.full((len(shifts), 1), Branch.WARP.value, dtype=torch.uint8)
+    matrix = torch.eye(2, 3, dtype=torch.float64).repeat(len(shifts), 1, 1, 1)
+    matrix[:, 0, :, 2] = torch.tensor(shifts, dtype=torch.float64)
+    arguments = (images, branch, torch.zeros(len(shifts), 1), matrix)
+    expected = rand_augment_plain(*arguments, FILL)
+    assert torch.equal(run_kernels(*arguments), expected)
+    painted = (expected == torch.tensor(FILL, dtype=torch.uint8)).all(3)
+    assert painted[-1].sum() == 3 + 5 - 1
+    assert not painted[0].any()
+
+
 class Traffic:
     """Counts launches, and the bytes of some tensors that each launch reads and writes."""
 
@@ -98,6 +113,7 @@ class Traffic:
         run = InterpretedFunction.run
 
         def counted_run(kernel, *arguments, **options):
+            assert options["enable_fp_fusion"] is False, "Pillow's sums are rounded twice"
             run(kernel, *arguments, **options)
             self.launches.append(kernel.__name__)
             # A byte that neighbours read too comes from memory once.
