@@ -257,3 +257,20 @@ def test_kernels_know_neither_draws_nor_dali():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size_px", [(1, 1), (161, 160), (300, 7)])
+def test_on_a_gpu_the_kernels_equal_the_plain_version_to_the_bit(size_px):
+    generator = np.random.default_rng(1)
+    operation = generator.integers(-1, 15, (128, 3)).astype(np.int8)
+    operation[:15, 0] = np.arange(15)
+    draws = RandAugmentDraws(
+        operation=operation,
+        magnitude=generator.choice(MAGNITUDES, operation.shape),
+        negate=generator.random(operation.shape) < 0.5,
+        increasing=True,
+    )
+    arguments = tensors(noise((128, *size_px)), draws)
+    got = rand_augment(*(argument.cuda() for argument in arguments), FILL)
+    assert torch.equal(got.cpu(), rand_augment_plain(*arguments, FILL))
