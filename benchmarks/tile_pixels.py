@@ -25,9 +25,10 @@ from PIL import Image
 
 from benchmarks.jpeg_kinds import SIZES, jpegs
 from benchmarks.report import new_report, report_progress, write_json
-from dali_rsb.dataset.tiles.assembly import Windows, cut
+from dali_rsb.dataset.tiles.assembly import cut
 from dali_rsb.dataset.tiles.layout import CannotTileError, Tiles
 from dali_rsb.dataset.tiles.transcoding import transcode
+from dali_rsb.dataset.windows import Windows
 from dali_rsb.errors import UserError, run_command
 from pipelines.decoding import decode
 from pipelines.inputs import InputSpec, external_inputs, image_input
@@ -71,9 +72,8 @@ def decoded_of_tiles(
     small = found.assemble([memoryview(tiled)] * len(found.rows))
     for row, jpeg in zip(found.rows.tolist(), small, strict=True):
         encoded[row] = jpeg
-    inside = Windows(
-        windows.top - found.top, windows.left - found.left, windows.height, windows.width
-    )
+    top, left = (windows.top, windows.left) - found.origins.T
+    inside = Windows(top, left, windows.height, windows.width)
     whole = [np.asarray(_open(jpeg.tobytes())) for jpeg in encoded]
     return decode_windows(encoded, inside), cut_out(whole, inside)
 

@@ -48,6 +48,12 @@ def main() -> None:
         help="encode every image as a JPEG of this quality; its pixels change (default: only those "
         f"that --max-side makes smaller, with {DEFAULT_QUALITY})",
     )
+    parser.add_argument(
+        "--tiles",
+        action="store_true",
+        help="cut JPEGs into tiles, losslessly, so that a crop is read and decoded without the "
+        "rest of its image; for training sets",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="threads")
     parser.add_argument("--index", type=Path, metavar="DIR", help="where to store SRC's index")
     arguments = parser.parse_args()
@@ -62,6 +68,7 @@ def main() -> None:
         seed=arguments.seed,
         max_side=_in_range("--max-side", arguments.max_side, 8, 65_500),
         quality=_in_range("--quality", arguments.quality, 1, 100),
+        tiles=arguments.tiles,
     )
     if arguments.seed < 0:
         raise UserError(f"--seed {arguments.seed} is negative: give 0 or more")
@@ -88,6 +95,14 @@ def _describe(report: PackReport, target: Path) -> str:
             "their pixels are not those of the originals: accuracy may change, and results cannot "
             "be compared digit for digit with those of the originals",
         ]
+    if report.num_tiled:
+        lines.append(
+            f"cut {report.num_tiled:,} into tiles, with every pixel as it was: "
+            f"{_megabytes(report.bytes_before)} became {_megabytes(report.bytes_after)}"
+        )
+    if report.not_tiled:
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in report.not_tiled.items())
+        lines.append(f"kept {sum(report.not_tiled.values()):,} as they are: {reasons}")
     if report.num_undecodable:
         lines.append(f"kept {report.num_undecodable:,} as they are, which Pillow cannot decode")
     return "\n".join(lines)

@@ -10,9 +10,10 @@ from PIL import Image
 from benchmarks.jpeg_kinds import encoded, jpegs, picture, with_fill_bytes
 from benchmarks.tile_pixels import cut_out, decode_windows, decoded_of_tiles, windows_of
 from dali_rsb.dataset.tiles import assembly, transcoding
-from dali_rsb.dataset.tiles.assembly import Windows, cut
+from dali_rsb.dataset.tiles.assembly import cut
 from dali_rsb.dataset.tiles.layout import CannotTileError, Tiles, read_layout
 from dali_rsb.dataset.tiles.transcoding import check_jpegtran, tile_mcus, transcode
+from dali_rsb.dataset.windows import Windows
 from dali_rsb.errors import UserError
 
 needs_jpegtran = pytest.mark.skipif(
@@ -84,16 +85,11 @@ def test_a_batch_is_cut_at_once():
     )
     found = cut(Tiles.of_layouts(layouts), images, widths, heights, windows)
     assert found.rows.tolist() == [0, 3, 4]
-    assert found.top.tolist() == [0, 0, 0, 32, 48]
-    assert found.left.tolist() == [0, 0, 0, 32, 288]
+    assert found.origins.tolist() == [[0, 0], [0, 0], [0, 0], [32, 32], [48, 288]]
     small = found.assemble([memoryview(jpegs_[i]) for i in images[found.rows]])
-    inside = Windows(
-        (windows.top - found.top)[found.rows],
-        (windows.left - found.left)[found.rows],
-        windows.height[found.rows],
-        windows.width[found.rows],
-    )
     of_originals = Windows(*(edge[found.rows] for edge in vars(windows).values()))
+    top, left = (of_originals.top, of_originals.left) - found.origins[found.rows].T
+    inside = Windows(top, left, of_originals.height, of_originals.width)
     expected = cut_out([_decoded(jpegs_[i]) for i in images[found.rows]], of_originals)
     pixels = cut_out([_decoded(jpeg.tobytes()) for jpeg in small], inside)
     assert all(map(np.array_equal, pixels, expected))
@@ -110,7 +106,7 @@ def test_nothing_is_cut_of_a_batch_without_tiles():
     assert found.assemble([]) == []
 
 
-def test_spans_hold_the_bytes_that_are_copied():
+def test_parts_hold_the_bytes_that_are_copied():
     jpeg = _tiled_by_pillow((320, 64), exif=b"Exif\0\0" + bytes(5000))
     jpeg = transcoding._metadata_first(jpeg)
     layout = read_layout(jpeg)
@@ -118,14 +114,13 @@ def test_spans_hold_the_bytes_that_are_copied():
     found = cut(
         tiles, np.zeros(1, np.int64), np.array([320]), np.array([64]), _windows((20, 100, 9, 9))
     )
-    (start,), (end,) = found.spans
+    (((head_start, head_end), (start, end)),) = found.parts.tolist()
     (small,) = found.assemble([memoryview(jpeg)])
-    head = range(layout.head_start, layout.head_start + layout.head_length)
     blank = bytearray(len(jpeg))
-    for part in (slice(head.start, head.stop), slice(start, end)):
+    for part in (slice(head_start, head_end), slice(start, end)):
         blank[part] = jpeg[part]
-    assert layout.head_start > 5000
-    assert start > head.stop
+    assert head_start > 5000
+    assert start > head_end
     assert end < len(jpeg) - 1000
     assert found.assemble([memoryview(bytes(blank))])[0].tobytes() == small.tobytes()
 

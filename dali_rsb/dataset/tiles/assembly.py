@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dali_rsb.dataset.tiles.layout import EOI, RST0, SOI, Tiles
+from dali_rsb.dataset.windows import Windows
 
 # A decoder upsamples chroma with a filter that looks at the next sample, two pixels away.
 MARGIN_PX = 2
@@ -17,16 +18,6 @@ MARGIN_PX = 2
 _NUM_RST = 8  # restart markers are numbered modulo this
 
 _Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Windows:
-    """Parts of images in pixels: int64 [B] each."""
-
-    top: _Ints
-    left: _Ints
-    height: _Ints
-    width: _Ints
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +30,8 @@ class Cut:
 
     Attributes:
         rows: int64 [C], rows of the batch.
-        top, left: int64 [B], pixel of the image at which the small one begins; 0 of whole ones.
+        origins: int64 [B, 2] as (y, x), pixel of the image at which the small one begins; 0 of
+            whole ones.
         runs_per_image: int64 [C], how many runs of bytes each small JPEG is copied from.
         run_starts, run_ends: int64 [runs], the runs in their image; each begins with a head.
         run_targets: int64 [runs], where they go in the buffer of all small JPEGs.
@@ -49,8 +41,7 @@ class Cut:
     """
 
     rows: _Ints
-    top: _Ints
-    left: _Ints
+    origins: _Ints
     runs_per_image: _Ints
     run_starts: _Ints
     run_ends: _Ints
@@ -60,11 +51,16 @@ class Cut:
     patches: npt.NDArray[np.uint8]
 
     @property
-    def spans(self) -> tuple[_Ints, _Ints]:
-        """The bytes of each image in `rows` that tiles are copied from: from, to; int64 [C]."""
+    def parts(self) -> _Ints:
+        """Of each image in `rows` the bytes of its head and those from its first run to its last.
+
+        int64 [C, 2, 2]: for either the first byte, and the one after the last.
+        """
         last = np.cumsum(self.runs_per_image) - 1
-        first_of_tiles = last - self.runs_per_image + 2
-        return self.run_starts[first_of_tiles], self.run_ends[last]
+        head = last - self.runs_per_image + 1
+        starts, ends = self.run_starts, self.run_ends
+        edges = np.stack([starts[head], ends[head], starts[head + 1], ends[last]], axis=1)
+        return edges.reshape(-1, 2, 2)
 
     def assemble(self, images: Sequence[memoryview]) -> list[npt.NDArray[np.uint8]]:
         """Write the small JPEGs.
@@ -103,10 +99,9 @@ def cut(tiles: Tiles, images: _Ints, widths: _Ints, heights: _Ints, windows: Win
     down = _Span.around(windows.top, windows.height, heights, tile_heights)
     rows = np.flatnonzero((tile_widths > 0) & ~(across.is_whole & down.is_whole))
     images, across, down = images[rows], across.take(rows), down.take(rows)
-    top, left = np.zeros(len(widths), np.int64), np.zeros(len(widths), np.int64)
-    top[rows], left[rows] = down.first_px, across.first_px
-
-    return Cut(rows, top, left, *_pieces(tiles, images, across, down))
+    origins = np.zeros((len(widths), 2), np.int64)
+    origins[rows, 0], origins[rows, 1] = down.first_px, across.first_px
+    return Cut(rows, origins, *_pieces(tiles, images, across, down))
 
 
 @dataclass(frozen=True, eq=False)

@@ -215,6 +215,31 @@ class Tiles:
     def __len__(self) -> int:
         return len(self.tile_widths)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Tiles]) -> Tiles:
+        """The layouts of several datasets, one after the other."""
+        columns = {name: [getattr(part, name) for part in parts] for name in TILE_ARRAYS}
+        for name in ("row_places", "tile_places"):
+            counts = np.concatenate([np.diff(places) for places in columns[name]])
+            columns[name] = [np.cumsum([0, *counts.tolist()], dtype=np.int64)]
+        return cls(**{name: np.concatenate(arrays) for name, arrays in columns.items()})
+
+    def take(self, rows: npt.NDArray[np.integer[Any]]) -> Tiles:
+        """The layouts of some images."""
+        row_starts = _parts(self.row_starts, self.row_places, rows)
+        tile_ends = _parts(self.tile_ends, self.tile_places, rows)
+        return Tiles(
+            self.tile_widths[rows],
+            self.tile_heights[rows],
+            self.head_starts[rows],
+            self.head_lengths[rows],
+            self.size_offsets[rows],
+            _places(row_starts),
+            _places(tile_ends),
+            np.concatenate([self.row_starts[:0], *row_starts]),
+            np.concatenate([self.tile_ends[:0], *tile_ends]),
+        )
+
 
 TILE_ARRAYS = tuple(field.name for field in fields(Tiles))
 
@@ -222,3 +247,10 @@ TILE_ARRAYS = tuple(field.name for field in fields(Tiles))
 def _places(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.int64]:
     """Where each part begins when all stand one after the other, and where the last one ends."""
     return np.cumsum([0, *map(len, parts)], dtype=np.int64)
+
+
+def _parts(
+    values: npt.NDArray[Any], places: npt.NDArray[np.int64], rows: npt.NDArray[np.integer[Any]]
+) -> list[npt.NDArray[Any]]:
+    ends = zip(places[rows].tolist(), places[rows + 1].tolist(), strict=True)
+    return [values[start:end] for start, end in ends]
