@@ -5,8 +5,8 @@ gets tar shards that WebDataset's programs read too, in a random order, and an i
 `data.train=DST` and `DaliLoader(DST)` read them like the folder: same images, same order, same
 augmentation for one seed. An interrupted pack goes on when the command is given again.
 
-    python -m dali_rsb.pack SRC DST [--shard-size 1GB] [--max-side 400] [--quality 90]
-    python -m dali_rsb.pack --verify DST
+    python -m dali_rsb.pack SRC DST [--shard-size 1GB] [--tiles] [--max-side 400] [--quality 90]
+    python -m dali_rsb.pack [SRC] --verify DST
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from dali_rsb.dataset import open_index
 from dali_rsb.dataset.packing import DEFAULT_QUALITY, PackOptions, PackReport, pack, verify
+from dali_rsb.dataset.packing.pixels import verify_pixels
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.run.console import console_messages
 
@@ -32,7 +33,12 @@ def main() -> None:
     )
     parser.add_argument("source", type=Path, nargs="?", metavar="SRC")
     parser.add_argument("target", type=Path, nargs="?", metavar="DST")
-    parser.add_argument("--verify", type=Path, metavar="DST", help="compare shards with checksums")
+    parser.add_argument(
+        "--verify",
+        type=Path,
+        metavar="DST",
+        help="compare shards with checksums; with SRC, pixels too",
+    )
     parser.add_argument("--shard-size", default="1GB", metavar="SIZE", help="default 1GB")
     parser.add_argument("--seed", type=int, default=0, help="of the order in the shards")
     parser.add_argument(
@@ -60,6 +66,10 @@ def main() -> None:
     if arguments.verify is not None:
         num_shards = verify(arguments.verify)
         print(f"{num_shards} shards in {arguments.verify} are as they were packed")
+        if arguments.source is not None:
+            source = open_index(arguments.source, arguments.index)
+            num_images = verify_pixels(source, arguments.verify)
+            print(f"{num_images:,} images have the pixels of those in {arguments.source}")
         return
     if arguments.target is None:
         parser.error("give SRC and DST, or --verify DST")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,23 +86,29 @@ class Cut:
         return [buffer[start:end] for start, end in itertools.pairwise(self.bounds.tolist())]
 
 
-def cut(tiles: Tiles, images: _Ints, widths: _Ints, heights: _Ints, windows: Windows) -> Cut:
+def cut(
+    tiles: Tiles,
+    images: npt.NDArray[np.integer[Any]],
+    widths: npt.NDArray[np.integer[Any]],
+    heights: npt.NDArray[np.integer[Any]],
+    windows: Windows,
+) -> Cut:
     """Find the tiles that hold windows and the margin that decoding them exactly takes.
 
     Args:
-        images: int64 [B], numbers of the images.
-        widths, heights: int [B], their sizes in pixels.
+        images: [B], numbers of the images.
+        widths, heights: [B], their sizes in pixels.
         windows: [B], inside the images.
     """
     tile_widths = tiles.tile_widths[images].astype(np.int64)
     tile_heights = tiles.tile_heights[images].astype(np.int64)
-    across = _Span.around(windows.left, windows.width, widths, tile_widths)
-    down = _Span.around(windows.top, windows.height, heights, tile_heights)
+    across = _Span.around(windows.left, windows.width, widths.astype(np.int64), tile_widths)
+    down = _Span.around(windows.top, windows.height, heights.astype(np.int64), tile_heights)
     rows = np.flatnonzero((tile_widths > 0) & ~(across.is_whole & down.is_whole))
-    images, across, down = images[rows], across.take(rows), down.take(rows)
+    across, down = across.take(rows), down.take(rows)
     origins = np.zeros((len(widths), 2), np.int64)
     origins[rows, 0], origins[rows, 1] = down.first_px, across.first_px
-    return Cut(rows, origins, *_pieces(tiles, images, across, down))
+    return Cut(rows, origins, *_pieces(tiles, images[rows].astype(np.int64), across, down))
 
 
 @dataclass(frozen=True, eq=False)
