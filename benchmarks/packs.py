@@ -22,8 +22,8 @@ from nvidia.dali import Pipeline, pipeline_def
 from nvidia.dali.data_node import DataNode
 
 from benchmarks.loader import (
-    Comparison,
     Group,
+    RatePair,
     endless_specs,
     group_tables,
     measure_group,
@@ -31,15 +31,16 @@ from benchmarks.loader import (
     our_samples,
     read_dataset,
 )
-from benchmarks.peers import LoaderSettings
+from benchmarks.peers import LoaderTask
 from benchmarks.report import Work, new_report, report_progress, summarize, write_json
 from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.draws.samples import TrainSamples
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.system.cpus import available_cpus
 from pipelines.decoding import decode, read_images
-from pipelines.inputs import ImageSource, external_inputs
+from pipelines.inputs import external_inputs
 from pipelines.training import train_inputs
+from pipelines.types import ImageSource
 
 ORIGINALS = "originals"
 
@@ -110,18 +111,18 @@ def _graph(samples: TrainSamples) -> Pipeline:
     return _window_graph(samples.index.image_source, batch_size=samples.layout.batch_per_device)
 
 
-def rates_group(settings: LoaderSettings, data: Mapping[str, Path]) -> Group:
+def rates_group(task: LoaderTask, data: Mapping[str, Path]) -> Group:
     """Our loader on every dataset, with RandAugment and without."""
     contenders = {}
     for name, path in data.items():
-        here = replace(settings, data=path)
+        here = replace(task, data=path)
         contenders[name] = functools.partial(our_loader, here)
         contenders[f"{name}, plain"] = functools.partial(
             our_loader, replace(here, randaugment=None)
         )
     packs = [name for name in data if name != ORIGINALS]
-    comparisons = [Comparison(name, ORIGINALS) for name in packs]
-    comparisons += [Comparison(f"{name}, plain", f"{ORIGINALS}, plain") for name in packs]
+    comparisons = [RatePair(name, ORIGINALS) for name in packs]
+    comparisons += [RatePair(f"{name}, plain", f"{ORIGINALS}, plain") for name in packs]
     return Group(contenders, tuple(comparisons))
 
 
@@ -150,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     options = parser.parse_args(arguments)
     data = {ORIGINALS: options.folder.absolute(), **dict(_named_packs(options.packs))}
-    settings = LoaderSettings(
+    task = LoaderTask(
         data[ORIGINALS], options.batch, options.size, options.randaugment, options.threads, "cpu"
     )
     report = new_report(
@@ -164,9 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "seconds": options.seconds,
         },
     )
-    report["dataset"] = read_dataset(settings.data)
+    report["dataset"] = read_dataset(task.data)
     samples = {
-        name: our_samples(replace(settings, data=path, randaugment=None), "roi", 1)
+        name: our_samples(replace(task, data=path, randaugment=None), "roi", 1)
         for name, path in data.items()
     }
     report["bytes"] = {
@@ -186,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report["cpu_ms_per_img"] = cpu_ms_per_image(samples, 6 * (options.rounds // 6 + 1))
     report_progress(str(report["cpu_ms_per_img"]))
     work = Work(options.seconds, 4, num_warmup_batches=4)
-    group = rates_group(settings, data)
+    group = rates_group(task, data)
     report["rates"] = measure_group(group, work, options.rounds, options.threads, report_progress)
     print(f"\n{group_tables(report['rates'])}\n")
     if options.output is not None:

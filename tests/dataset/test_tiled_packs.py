@@ -20,8 +20,8 @@ from dali_rsb.dataset.windows import Windows
 from dali_rsb.draws.order import BatchLayout
 from dali_rsb.draws.samples import TrainSamples, TrainTransform
 from dali_rsb.loader.bad_images import BadImages
-from dali_rsb.loader.builders import train_graph
-from dali_rsb.loader.loader import Loader
+from dali_rsb.loader.builders import train_loader
+from dali_rsb.loader.settings import LoaderSettings
 
 pytestmark = pytest.mark.skipif(
     shutil.which("jpegtran") is None, reason="needs jpegtran of libjpeg-turbo"
@@ -114,16 +114,9 @@ def _loader(root, decode_mode):
     index = open_index(root)
     transform = TrainTransform(32, decode_mode=decode_mode)
     samples = TrainSamples(index, BatchLayout(28, 28), transform)
-    build = train_graph(
-        transform,
-        batch_size=28,
-        num_threads=1,
-        device=CPU,
-        prefetch=2,
-        hw_decoder_load=0.0,
-        source=index.image_source,
-    )
-    return Loader(samples, build, CPU, 2, BadImages(index)), samples
+    bad_images = BadImages(index)
+    loader = train_loader(samples, LoaderSettings(threads=1), CPU, bad_images)
+    return loader, samples, bad_images.conversions
 
 
 @pytest.mark.parametrize("decode_mode", ["roi", "full"])
@@ -131,9 +124,8 @@ def test_images_that_pillow_decodes_take_the_place_of_small_ones(folder, tiled, 
     """Their copies are whole: windows lie in them where they lie in the stored image."""
     batches = []
     for root in (folder, tiled):
-        loader, samples = _loader(root, decode_mode)
+        loader, samples, conversions = _loader(root, decode_mode)
         if root == tiled:
-            conversions = loader._bad_images.conversions
             assert all(conversions.convert_rejected(image) for image in range(4, 12))
         specs = itertools.chain(samples.specs(0), samples.specs(1))
         batches.append([batch.images.clone() for batch in loader.batches(specs)])
