@@ -46,8 +46,9 @@ ORIGINALS = "originals"
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files of a dataset, those of an index inside it included."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of all files of a dataset, those of an index inside it included, but no copies."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files if path.parent.name != "converted")
 
 
 def bytes_per_window(samples: TrainSamples, num_batches: int) -> float:

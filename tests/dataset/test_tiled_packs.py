@@ -11,6 +11,9 @@ import torch
 from conftest import run_module
 from PIL import Image
 
+from benchmarks import packs
+from benchmarks.loader import our_samples
+from benchmarks.peers import LoaderTask
 from dali_rsb import DaliLoader, UserError, open_index
 from dali_rsb.dataset.packing import PackOptions, pack, verify, writing
 from dali_rsb.dataset.packing.pixels import verify_pixels
@@ -145,6 +148,15 @@ def test_windows_are_smaller_and_metadata_stay_out(tiled):
     assert (sizes[~is_tiled, 0] == sizes[~is_tiled, 1]).all()
     assert (images.origins[~is_tiled] == 0).all()
     assert (images.origins[is_tiled] > 0).any(axis=1).all()
+
+
+def test_the_benchmark_counts_the_bytes_that_reach_the_decoder(folder, tiled):
+    in_folder, in_tiles = (
+        packs.bytes_per_window(our_samples(LoaderTask(root, 14, 24, None, 1), "roi", 1), 2)
+        for root in (folder, tiled)
+    )
+    assert in_folder == np.mean([path.stat().st_size for path in folder.glob("*/*")])
+    assert 0.4 < in_tiles / in_folder < 0.9
 
 
 def test_a_store_can_be_pickled_and_selected_from(tiled):
