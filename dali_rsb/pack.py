@@ -5,8 +5,8 @@ gets tar shards that WebDataset's programs read too, in a random order, and an i
 `data.train=DST` and `DaliLoader(DST)` read them like the folder: same images, same order, same
 augmentation for one seed. An interrupted pack goes on when the command is given again.
 
-    python -m dali_rsb.pack SRC DST [--shard-size 1GB] [--max-side 400] [--quality 90]
-    python -m dali_rsb.pack --verify DST
+    python -m dali_rsb.pack SRC DST [--shard-size 1GB] [--tiles] [--max-side 400] [--quality 90]
+    python -m dali_rsb.pack [SRC] --verify DST
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from dali_rsb.dataset import open_index
 from dali_rsb.dataset.packing import DEFAULT_QUALITY, PackOptions, PackReport, pack, verify
+from dali_rsb.dataset.packing.pixels import verify_pixels
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.run.console import console_messages
 
@@ -32,7 +33,12 @@ def main() -> None:
     )
     parser.add_argument("source", type=Path, nargs="?", metavar="SRC")
     parser.add_argument("target", type=Path, nargs="?", metavar="DST")
-    parser.add_argument("--verify", type=Path, metavar="DST", help="compare shards with checksums")
+    parser.add_argument(
+        "--verify",
+        type=Path,
+        metavar="DST",
+        help="compare shards with checksums; with SRC, pixels too",
+    )
     parser.add_argument("--shard-size", default="1GB", metavar="SIZE", help="default 1GB")
     parser.add_argument("--seed", type=int, default=0, help="of the order in the shards")
     parser.add_argument(
@@ -48,12 +54,22 @@ def main() -> None:
         help="encode every image as a JPEG of this quality; its pixels change (default: only those "
         f"that --max-side makes smaller, with {DEFAULT_QUALITY})",
     )
+    parser.add_argument(
+        "--tiles",
+        action="store_true",
+        help="cut JPEGs into tiles, losslessly, so that a crop is read and decoded without the "
+        "rest of its image; for training sets",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="threads")
     parser.add_argument("--index", type=Path, metavar="DIR", help="where to store SRC's index")
     arguments = parser.parse_args()
     if arguments.verify is not None:
         num_shards = verify(arguments.verify)
         print(f"{num_shards} shards in {arguments.verify} are as they were packed")
+        if arguments.source is not None:
+            source = open_index(arguments.source, arguments.index)
+            num_images = verify_pixels(source, arguments.verify)
+            print(f"{num_images:,} images have the pixels of those in {arguments.source}")
         return
     if arguments.target is None:
         parser.error("give SRC and DST, or --verify DST")
@@ -62,6 +78,7 @@ def main() -> None:
         seed=arguments.seed,
         max_side=_in_range("--max-side", arguments.max_side, 8, 65_500),
         quality=_in_range("--quality", arguments.quality, 1, 100),
+        tiles=arguments.tiles,
     )
     if arguments.seed < 0:
         raise UserError(f"--seed {arguments.seed} is negative: give 0 or more")
@@ -88,6 +105,14 @@ def _describe(report: PackReport, target: Path) -> str:
             "their pixels are not those of the originals: accuracy may change, and results cannot "
             "be compared digit for digit with those of the originals",
         ]
+    if report.num_tiled:
+        lines.append(
+            f"cut {report.num_tiled:,} into tiles, with every pixel as it was: "
+            f"{_megabytes(report.bytes_before)} became {_megabytes(report.bytes_after)}"
+        )
+    if report.not_tiled:
+        reasons = "; ".join(f"{count:,} {reason}" for reason, count in report.not_tiled.items())
+        lines.append(f"kept {sum(report.not_tiled.values()):,} as they are: {reasons}")
     if report.num_undecodable:
         lines.append(f"kept {report.num_undecodable:,} as they are, which Pillow cannot decode")
     return "\n".join(lines)

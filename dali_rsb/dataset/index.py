@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dali_rsb.dataset.store import ImageStore, Rows
+from dali_rsb.dataset.windows import WindowImages, Windows
 from dali_rsb.errors import UserError
 
 if TYPE_CHECKING:
@@ -94,6 +95,11 @@ class DatasetIndex:
     def image_arrays(self, indices: Rows) -> list[npt.NDArray[np.uint8]]:
         """What that input takes of some images: see `ImageStore.arrays`."""
         return self.store.arrays(indices)
+
+    def window_images(self, indices: Rows, windows: Windows) -> WindowImages:
+        """What that input takes of some images to decode windows: see `ImageStore`."""
+        widths, heights = self.widths[indices], self.heights[indices]
+        return self.store.window_images(indices, widths, heights, windows)
 
 
 def check_same_classes(train: DatasetIndex, val: DatasetIndex) -> None:

@@ -10,7 +10,7 @@ import mmap
 import os
 import sys
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -75,14 +75,22 @@ class ShardStore(ImageStore):
             UserError: a shard cannot be opened.
         """
         views = []
-        columns = (self.numbers, self.offsets, self.lengths)
-        places = zip(*(column[rows].tolist() for column in columns), strict=True)
-        for number, start, length in places:
-            shard = self._maps.get(number) or self._open(number)
-            page_start = start - start % mmap.PAGESIZE
-            shard.pages.madvise(mmap.MADV_WILLNEED, page_start, start + length - page_start)
-            views.append(shard.data[start : start + length])
+        for shard, start, end in self.places(rows):
+            shard.will_need(start, end)
+            views.append(shard.data[start:end])
         return views
+
+    def places(self, rows: Rows) -> Iterator[tuple[ShardMap, int, int]]:
+        """The shard of each image, and from which byte to which the image lies in it.
+
+        Raises:
+            UserError: a shard cannot be opened.
+        """
+        columns = (self.numbers, self.offsets, self.lengths)
+        for number, start, length in zip(
+            *(column[rows].tolist() for column in columns), strict=True
+        ):
+            yield self._maps.get(number) or self._open(number), start, start + length
 
     @property
     def repair(self) -> str:
@@ -97,9 +105,8 @@ class ShardStore(ImageStore):
 
     def header(self, row: int) -> tuple[int, int, ImageFormat]:
         # Of the image's bytes only those of the header are read from the disk.
-        number, start = int(self.numbers[row]), int(self.offsets[row])
-        shard = self._maps.get(number) or self._open(number)
-        return read_header_of_bytes(shard.data[start : start + int(self.lengths[row])])
+        ((shard, start, end),) = self.places(np.array([row]))
+        return read_header_of_bytes(shard.data[start:end])
 
     def stamp(self, row: int) -> Stamp:
         return file_stamp(self.shard(row))
@@ -116,10 +123,10 @@ class ShardStore(ImageStore):
         return {name: value for name, value in self.__dict__.items() if name != "_maps"}
 
     @functools.cached_property
-    def _maps(self) -> dict[int, _Map]:
+    def _maps(self) -> dict[int, ShardMap]:
         return {}
 
-    def _open(self, number: int) -> _Map:
+    def _open(self, number: int) -> ShardMap:
         path = self.root / self.names[number]
         try:
             with path.open("rb") as file:
@@ -130,7 +137,7 @@ class ShardStore(ImageStore):
             if isinstance(error, OSError) and error.errno == errno.EMFILE:
                 fix = "allow more open files (ulimit -n) or pack larger shards (--shard-size)"
             raise UserError(f"cannot open {path} ({reason}): {fix}") from error
-        self._maps[number] = _Map(pages, np.frombuffer(pages, np.uint8))
+        self._maps[number] = ShardMap(pages, np.frombuffer(pages, np.uint8))
         return self._maps[number]
 
 
@@ -138,9 +145,16 @@ _COLUMNS = ("numbers", "offsets", "lengths")  # the arrays with a row for each i
 
 
 @dataclass(frozen=True, eq=False)
-class _Map:
+class ShardMap:
+    """A shard as a memory map, and its bytes as an array: uint8 [num_bytes], read-only."""
+
     pages: mmap.mmap
     data: npt.NDArray[np.uint8]
+
+    def will_need(self, start: int, end: int) -> None:
+        """Have the kernel read some bytes from the disk, if they are not in memory."""
+        page_start = start - start % mmap.PAGESIZE
+        self.pages.madvise(mmap.MADV_WILLNEED, page_start, end - page_start)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dali_rsb.dataset.image_header import ImageFormat, read_header_of_bytes
+from dali_rsb.dataset.windows import WindowImages, Windows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -103,6 +104,24 @@ class ImageStore(abc.ABC):
         Raises:
             UserError: a file that holds them cannot be opened.
         """
+
+    def window_images(
+        self,
+        rows: Rows,
+        widths: npt.NDArray[np.integer[Any]],
+        heights: npt.NDArray[np.integer[Any]],
+        windows: Windows,
+    ) -> WindowImages:
+        """Encoded images that hold windows: those of `arrays`, or smaller ones if that is cheaper.
+
+        Their pixels in the windows are the same. Raises as `arrays`.
+
+        Args:
+            rows: [B].
+            widths, heights: of the images in pixels, [B] each.
+            windows: [B], inside the images.
+        """
+        return WindowImages(self.arrays(rows), np.zeros((len(rows), 2), np.int64))
 
     # What messages, Pillow, packing and the index take, one image at a time.
 

@@ -7,18 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dali_rsb.dataset.windows import Windows
+
 NUM_ATTEMPTS = 10  # torchvision's and timm's RandomResizedCrop give up after ten rejected windows
 CROP_UNIFORMS = 2 * NUM_ATTEMPTS + 2  # (area, log ratio) for each attempt, then top and left
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Windows in pixels of the stored image: int64 [B] each."""
-
-    top: np.ndarray
-    left: np.ndarray
-    height: np.ndarray
-    width: np.ndarray
 
 
 def random_resized_crop(

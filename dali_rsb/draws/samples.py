@@ -5,14 +5,15 @@ Everything here is a pure function of (seed, epoch, position) and the dataset in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from dali_rsb.dataset import DatasetIndex
-from dali_rsb.draws.crops import CROP_UNIFORMS, EvalGeometry, Windows, random_resized_crop
+from dali_rsb.dataset.windows import Windows
+from dali_rsb.draws.crops import CROP_UNIFORMS, EvalGeometry, random_resized_crop
 from dali_rsb.draws.erasing import ErasingDraws, ErasingPolicy
 from dali_rsb.draws.mixing import MixDraws, MixPolicy
 from dali_rsb.draws.order import BatchLayout, EvalLayout, epoch_length, epoch_order
@@ -132,6 +133,8 @@ class PreparedRun:
         labels: int64 [rows].
         mixes: the mixing of each batch, or None.
         erasings: the erased boxes of each batch, or None.
+        origins: int64 [rows, 2] as (y, x), the pixel of the stored image at which the image in the
+            inputs begins; None if all are whole.
         randaugment: what is left to the kernels behind the pipeline: operands of the rows, or None.
     """
 
@@ -139,6 +142,7 @@ class PreparedRun:
     labels: np.ndarray
     mixes: tuple[MixDraws | None, ...]
     erasings: tuple[ErasingDraws | None, ...]
+    origins: np.ndarray | None = None
     randaugment: RandAugmentOperands | None = None
 
     @property
@@ -146,6 +150,11 @@ class PreparedRun:
         """Names of the images' files, or the encoded images: uint8 [num_bytes] each."""
         images: list[np.ndarray] = self.inputs["path" if "path" in self.inputs else "encoded"]
         return images
+
+    def take_whole_images(self, rows: Sequence[int]) -> None:
+        """Correct the inputs of rows whose images are replaced by whole ones."""
+        if self.origins is not None and len(rows):
+            _move_windows(self.inputs, np.array(rows), self.origins[rows])
 
 
 @dataclass(frozen=True)
@@ -187,14 +196,21 @@ class TrainSamples:
             numbers = [uniforms(self.seed, s.epoch, stream, s.positions, width) for s in specs]
             return np.concatenate(numbers)
 
-        inputs: dict[str, Any] = {index.image_source: index.image_arrays(indices)}
+        widths, heights = index.widths[indices], index.heights[indices]
+        inputs: dict[str, Any] = self.transform.graph_inputs(draw, widths, heights)
+        origins = None
         if self.transform.decode_mode == "shared":
             inputs |= shared_decode_inputs(indices)
-        inputs |= self.transform.graph_inputs(draw, index.widths[indices], index.heights[indices])
+            inputs[index.image_source] = index.image_arrays(indices)
+        else:
+            images = index.window_images(indices, _windows_of(inputs))
+            inputs[index.image_source], origins = images.arrays, images.origins
+            _move_windows(inputs, np.arange(len(indices)), -origins)
         mixes = tuple(self._mix(spec) for spec in specs)
         erasings = tuple(self._erase(spec) for spec in specs)
         labels = np.asarray(index.labels[indices])
-        return PreparedRun(inputs, labels, mixes, erasings, self.transform.kernel_operands(draw))
+        operands = self.transform.kernel_operands(draw)
+        return PreparedRun(inputs, labels, mixes, erasings, origins, operands)
 
     def _mix(self, spec: BatchSpec) -> MixDraws | None:
         if self.mixing is None:
@@ -235,6 +251,23 @@ class EvalSamples:
 def joined_indices(specs: Sequence[BatchSpec]) -> np.ndarray:
     """The images of some batches, one batch after the other: int64 [rows]."""
     return np.concatenate([spec.indices for spec in specs])
+
+
+def _windows_of(inputs: Mapping[str, np.ndarray]) -> Windows:
+    """The windows that a batch is to be resized from."""
+    if "anchor" in inputs:
+        start, size = inputs["anchor"].astype(np.int64), inputs["shape"].astype(np.int64)
+    else:
+        ends = np.stack([inputs["start"], inputs["end"]]).astype(np.int64)  # swapped to mirror
+        start, size = ends.min(axis=0), np.abs(ends[1] - ends[0])
+    return Windows(start[:, 0], start[:, 1], size[:, 0], size[:, 1])
+
+
+def _move_windows(inputs: Mapping[str, np.ndarray], rows: np.ndarray, by_px: np.ndarray) -> None:
+    """Move the windows of some rows in the image that is decoded: by (y, x), [len(rows), 2]."""
+    names = ("anchor",) if "anchor" in inputs else ("start", "end")
+    for name in names:
+        inputs[name][rows] += by_px.astype(inputs[name].dtype)
 
 
 def shared_decode_inputs(indices: np.ndarray) -> dict[str, np.ndarray]:

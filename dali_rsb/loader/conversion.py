@@ -46,13 +46,13 @@ class Conversions:
 
     def substitute(
         self, arrays: list[npt.NDArray[np.uint8]], indices: npt.NDArray[np.int64]
-    ) -> None:
+    ) -> list[int]:
         """Replace images that Pillow must decode by their copies: the paths or the bytes.
 
-        An image that Pillow cannot decode either stays as it is.
+        An image that Pillow cannot decode either stays as it is. Returns the replaced rows.
 
         Args:
-            arrays: `DatasetIndex.image_arrays` of the images; changed in place.
+            arrays: `DatasetIndex.image_arrays` of the images, or small ones; changed in place.
             indices: int64 [len(arrays)], the images' numbers in the index.
 
         Raises:
@@ -61,10 +61,12 @@ class Conversions:
         odd = _NEEDS_PILLOW[self._index.formats[indices]]
         if odd.any():
             self._convert_all(set(indices[odd].tolist()) - self._copies.keys() - self._undecodable)
-        if self._copies:
-            for row, image in enumerate(indices.tolist()):
-                if image in self._copies:
-                    arrays[row] = self._array_of_copy(image)
+        if not self._copies:
+            return []
+        rows = [row for row, image in enumerate(indices.tolist()) if image in self._copies]
+        for row in rows:
+            arrays[row] = self._array_of_copy(int(indices[row]))
+        return rows
 
     def image_array(self, image: int) -> npt.NDArray[np.uint8]:
         """The input of a DALI pipeline for one image; see `DatasetIndex.image_arrays`."""

@@ -120,7 +120,9 @@ class Loader:
     def _submit(self, specs: tuple[BatchSpec, ...]) -> _Run:
         specs = tuple(replace_indices(spec, self._bad_images.replacements) for spec in specs)
         prepared = self._samples.prepare(*specs)
-        self._bad_images.conversions.substitute(prepared.images, joined_indices(specs))
+        conversions = self._bad_images.conversions
+        copied = conversions.substitute(prepared.images, joined_indices(specs))
+        prepared.take_whole_images(copied)
         self._runner.submit(prepared.inputs)
         return _Run(specs, prepared)
 

@@ -40,7 +40,7 @@ class PackNote:
     digest: str
     options: str
     effect: str | None
-    report: dict[str, int]
+    report: dict[str, Any]
     shards: list[PackedFile]
 
 

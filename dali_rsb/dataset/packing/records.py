@@ -13,12 +13,14 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from dali_rsb.dataset.packing.note import PACK_WORK
 from dali_rsb.dataset.packing.options import PackOptions
+from dali_rsb.dataset.tiles.layout import TILE_ARRAYS, Tiles
 from dali_rsb.errors import UserError
 from dali_rsb.system.atomic import atomic_file
 from dali_rsb.system.files import read_json
@@ -79,11 +81,38 @@ class Record:
     Attributes:
         num_bytes, sha256: size and checksum of the file.
         columns: int64 [N, len(COLUMNS)], of its images in the order in which they lie there.
+        tiles: of these images.
+        not_tiled: how many of them have none though they should, by reason.
     """
 
     num_bytes: int
     sha256: str
     columns: npt.NDArray[np.int64]
+    tiles: Tiles
+    not_tiled: dict[str, int]
+
+    def save(self, file: BinaryIO) -> None:
+        """Write the record as an `.npz` file."""
+        np.savez(
+            file,
+            num_bytes=self.num_bytes,
+            sha256=self.sha256,
+            columns=self.columns,
+            not_tiled=json.dumps(self.not_tiled),
+            **vars(self.tiles),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Record:
+        """Read a record; raises what NumPy does on damaged files."""
+        with np.load(path) as stored:
+            return cls(
+                int(stored["num_bytes"]),
+                str(stored["sha256"]),
+                stored["columns"],
+                Tiles(*(stored[name] for name in TILE_ARRAYS)),
+                json.loads(str(stored["not_tiled"])),
+            )
 
 
 COLUMNS = (
@@ -125,7 +154,6 @@ def finished(target: Path, work: Path) -> list[Record]:
 def _read_record(path: Path) -> Record | None:
     """The record of a shard; None if there is none, or it is damaged."""
     try:
-        with np.load(path) as stored:
-            return Record(int(stored["num_bytes"]), str(stored["sha256"]), stored["columns"])
+        return Record.load(path)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None

@@ -1,4 +1,4 @@
-"""Reads the images that are packed, ahead and in parallel; encodes them if asked to."""
+"""Reads the images that are packed, ahead and in parallel; encodes or tiles them if asked to."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from PIL import Image
 from dali_rsb.dataset.image_header import ImageFormat
 from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.dataset.packing.options import DEFAULT_QUALITY, PackOptions
+from dali_rsb.dataset.tiles.layout import CannotTileError, TileLayout
+from dali_rsb.dataset.tiles.transcoding import transcode
 from dali_rsb.errors import UserError
 
 _READ_AHEAD = 4  # images in flight for each thread
@@ -31,6 +33,8 @@ class Sample:
         width, height: in pixels.
         format: an `ImageFormat`.
         bytes_before: size of the encoded image before it was packed.
+        layout: where its tiles lie, if it has any.
+        not_tiled: why it has none though it should.
     """
 
     row: int
@@ -41,6 +45,8 @@ class Sample:
     bytes_before: int
     is_reencoded: bool = False
     is_undecodable: bool = False
+    layout: TileLayout | None = None
+    not_tiled: str = ""
 
 
 def read_ahead(
@@ -66,6 +72,17 @@ def read_ahead(
 
 
 def _read(index: DatasetIndex, row: int, options: PackOptions) -> Sample:
+    sample = _encoded(index, row, options)
+    if not options.tiles:
+        return sample
+    try:
+        data, layout = transcode(sample.data)
+    except CannotTileError as error:
+        return dataclasses.replace(sample, not_tiled=str(error))
+    return dataclasses.replace(sample, data=data, layout=layout)
+
+
+def _encoded(index: DatasetIndex, row: int, options: PackOptions) -> Sample:
     try:
         with index.open(row) as file:
             data = file.read()

@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +47,9 @@ from dali_rsb.dataset.packing.samples import Sample, read_ahead
 from dali_rsb.dataset.packing.shard_writer import ShardWriter
 from dali_rsb.dataset.shards import CLASS_NAMES, ShardStore
 from dali_rsb.dataset.storage import write_index
+from dali_rsb.dataset.tiles.layout import TileLayout, Tiles
+from dali_rsb.dataset.tiles.store import TiledStore
+from dali_rsb.dataset.tiles.transcoding import check_jpegtran
 from dali_rsb.errors import UserError
 from dali_rsb.system.atomic import atomic_file
 from dali_rsb.system.cpus import available_cpus
@@ -87,6 +91,8 @@ def pack(
     if (target / PACK_INDEX).is_dir():
         return _packed_before(target, digest)
     _check_target(index, target)
+    if options.tiles:
+        check_jpegtran()
     try:
         work = claim(target, digest, options)
         with only_packer(work):
@@ -105,7 +111,10 @@ def pack(
 def _digest(index: DatasetIndex, options: PackOptions) -> str:
     """What makes two packs the same: images and options, wherever the images lie."""
     digest, keys = hashlib.sha256(), index.store.keys
-    digest.update(json.dumps([PACK_VERSION, dataclasses.asdict(options), index.classes]).encode())
+    chosen = dataclasses.asdict(options)
+    if not options.tiles:
+        del chosen["tiles"]  # unknown when the first packs were written, which still hold
+    digest.update(json.dumps([PACK_VERSION, chosen, index.classes]).encode())
     for array in (
         keys.data,
         keys.offsets,
@@ -158,7 +167,7 @@ def _write_shards(
     order = _order(index, options)
     keys = _unique_keys(index)
     first = sum(len(record.columns) for record in records)
-    num_workers = num_workers or (available_cpus() if options.reencodes else _NUM_READERS)
+    num_workers = num_workers or (available_cpus() if options.computes else _NUM_READERS)
     show = progress and sys.stderr.isatty()
     samples = read_ahead(index, order[first:], options, num_workers)
     with (
@@ -168,7 +177,9 @@ def _write_shards(
         sample = next(samples, None)
         while sample is not None:
             path = target / shard_name(len(records))
-            rows = []
+            rows: list[list[int]] = []
+            layouts: list[TileLayout | None] = []
+            not_tiled: Counter[str] = Counter()
             with atomic_file(path) as file:
                 shard = ShardWriter(file)
                 while sample is not None and shard.has_room(len(sample.data), options.shard_bytes):
@@ -177,12 +188,15 @@ def _write_shards(
                         keys[sample.row], _extension(index, sample), sample.data, label
                     )
                     rows.append(_columns(sample, offset))
+                    layouts.append(sample.layout)
+                    not_tiled.update([sample.not_tiled] if sample.not_tiled else [])
                     bar.update()
                     sample = next(samples, None)
                 num_bytes, sha256 = shard.finish()
-            record = Record(num_bytes, sha256, np.array(rows, np.int64))
+            tiles = Tiles.of_layouts(layouts)
+            record = Record(num_bytes, sha256, np.array(rows, np.int64), tiles, dict(not_tiled))
             with atomic_file(target / PACK_WORK / f"{path.name}.npz") as file:
-                np.savez(file, **dataclasses.asdict(record))
+                record.save(file)
             records.append(record)
 
 
@@ -235,21 +249,28 @@ def _write_index(
     place_of_row = np.argsort(_order(index, options))
     by_name = dict(zip(COLUMNS, columns[place_of_row].T, strict=True))
     names = tuple(shard_name(number) for number in range(len(records)))
+    store = ShardStore(
+        target,
+        index.store.keys,
+        names,
+        numbers[place_of_row],
+        by_name["offset"].copy(),
+        by_name["length"].copy(),
+    )
+    tiles = Tiles.joined([record.tiles for record in records]).take(place_of_row)
+    if options.tiles:
+        store = TiledStore(**vars(store), tiles=tiles)
     packed = dataclasses.replace(
         index,
         widths=by_name["width"].astype(np.int32),
         heights=by_name["height"].astype(np.int32),
         formats=by_name["format"].astype(np.uint8),
         place=None,
-        store=ShardStore(
-            target,
-            index.store.keys,
-            names,
-            numbers[place_of_row],
-            by_name["offset"].copy(),
-            by_name["length"].copy(),
-        ),
+        store=store,
     )
+    not_tiled: Counter[str] = Counter()
+    for record in records:
+        not_tiled.update(record.not_tiled)
     report = PackReport(
         num_images=len(index),
         num_shards=len(records),
@@ -257,6 +278,8 @@ def _write_index(
         num_undecodable=int(by_name["is_undecodable"].sum()),
         bytes_before=int(by_name["bytes_before"].sum()),
         bytes_after=int(by_name["length"].sum()),
+        num_tiled=int((tiles.tile_widths > 0).sum()),
+        not_tiled=dict(not_tiled.most_common()),
     )
     effect = f"{report.num_reencoded:,} of {report.num_images:,} re-encoded, {options.encoding}"
     note = PackNote(

@@ -1,0 +1,31 @@
+"""Windows of images: what the loader decodes of them, and what a store can give instead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Windows in pixels of the stored image: int64 [B] each."""
+
+    top: npt.NDArray[np.int64]
+    left: npt.NDArray[np.int64]
+    height: npt.NDArray[np.int64]
+    width: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class WindowImages:
+    """Encoded images that hold windows of a store's images.
+
+    Attributes:
+        arrays: [B], as of `ImageStore.arrays`.
+        origins: int64 [B, 2] as (y, x), the pixel of the stored image that is their first.
+    """
+
+    arrays: list[npt.NDArray[np.uint8]]
+    origins: npt.NDArray[np.int64]
