@@ -261,7 +261,7 @@ def test_the_log_says_once_which_files_pillow_decodes(photographs, tmp_path, cap
 def test_plain_files_are_read_as_they_are(odd_index):
     plain = [i for i in range(len(odd_index)) if odd_index.path(i).stem in ("rgb", "grey", "rgba")]
     plain = [i for i in plain if odd_index.path(i).suffix != ".tif"]
-    paths = odd_index.path_arrays(np.array(plain))
+    paths = odd_index.image_arrays(np.array(plain))
     Conversions(odd_index).substitute(paths, np.array(plain))
     assert [path.tobytes().decode() for path in paths] == [str(odd_index.path(i)) for i in plain]
     assert len(plain) > 6
@@ -351,7 +351,7 @@ def test_a_gpu_that_fails_is_not_an_images_fault(six_files, monkeypatch):
     for failure in ("decoding failed", out_of_memory):
         with pytest.raises(RuntimeError, match="out of memory"):
             bad_images.find(np.arange(6), RuntimeError(failure), device_id=0)
-    assert six_files.path_arrays(np.array([3]))[0].tobytes() == (
+    assert six_files.image_arrays(np.array([3]))[0].tobytes() == (
         bad_images.conversions.image_array(3).tobytes()
     )
 
