@@ -1,4 +1,4 @@
-"""Which images a loader draws from: a folder, shards, an index, a dataset object or a list."""
+"""Which images a loader draws from: all of an index, or a list of files with labels."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +38,10 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __getitems__(self, indices: list[int]) -> list[int]:
+        """What a torch `DataLoader` asks for: a batch's indices, for the loader's `collate_fn`."""
+        return indices
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names; a target is a position in it."""
@@ -58,44 +61,32 @@ class ImageList:
         return [self.filename(i) for i in range(len(self))]
 
 
-@runtime_checkable
-class FolderDataset(Protocol):
-    """A dataset such as torchvision's `ImageFolder`."""
-
-    root: str | Path
-    samples: list[tuple[str, int]]
-
-
-Samples: TypeAlias = Sequence[tuple[str, int]]
-Source: TypeAlias = str | os.PathLike[str] | DatasetIndex | FolderDataset | Samples
-
-
-def image_list(source: Source, cache_dir: Path | None) -> ImageList:
-    """The images of any source that `DaliLoader` takes.
+def image_list(source: str | os.PathLike[str] | DatasetIndex, cache_dir: Path | None) -> ImageList:
+    """All images of a folder, of shards, of a list file or of an index.
 
     Raises:
         UserError: the folder or list cannot be used, or no file can be read.
     """
-    if isinstance(source, (str, os.PathLike)):
-        source = open_index(source, cache_dir)
-    if isinstance(source, DatasetIndex):
-        return ImageList(source, np.arange(len(source)))
-    if isinstance(source, FolderDataset):
-        return images_of_samples(source.samples, source.root, cache_dir)
-    return images_of_samples(source)
+    index = source if isinstance(source, DatasetIndex) else open_index(source, cache_dir)
+    return ImageList(index, np.arange(len(index)))
 
 
 def images_of_samples(
-    samples: Samples,
+    paths: Sequence[str],
+    labels: npt.NDArray[np.int64],
+    classes: Sequence[str],
     root: str | os.PathLike[str] | None = None,
     cache_dir: Path | None = None,
 ) -> ImageList:
     """The images of a list of files with labels, in its order and as many.
 
-    A file whose header cannot be read is replaced by the next one in the list, as timm does.
+    A file whose header cannot be read is replaced by the next one in the list, as timm does; it
+    keeps its own label.
 
     Args:
-        samples: (path, label) pairs.
+        paths: absolute or relative to the working directory.
+        labels: int64 [N], whatever class folders the files lie in.
+        classes: class names; a label is a position in it.
         root: the class folders they were found in; its stored index saves reading all headers.
         cache_dir: where to store the index; see `dali_rsb.dataset.open_index`.
 
@@ -105,16 +96,45 @@ def images_of_samples(
     if root is not None:
         with contextlib.suppress(UserError):  # a layout that `open_index` does not know
             index = open_index(Path(root), cache_dir)
-            rows = _rows_of_samples(index, samples, os.fspath(root))
+            rows = _rows_of_paths(index, paths, os.fspath(root))
             if rows is not None:
-                return ImageList(index, rows)
-    index = index_samples(samples)
-    if len(index) == len(samples):
+                return _labelled(index, rows, labels, classes)
+    absolute = [str(Path(path).absolute()) for path in paths]
+    index = index_samples(list(zip(absolute, labels.tolist(), strict=True)), classes)
+    if len(index) == len(paths):
         return ImageList(index, np.arange(len(index)))
-    absolute = [(str(Path(path).absolute()), label) for path, label in samples]
-    rows = _rows_of_samples(index, absolute, str(index.root))
-    assert rows is not None  # the index was made of these very samples
-    return ImageList(index, rows)
+    found = _rows_of_paths(index, absolute, str(index.root))
+    assert found is not None  # the index was made of these very files
+    return _labelled(index, found, labels, classes)
+
+
+def _labelled(
+    index: DatasetIndex,
+    rows: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    classes: Sequence[str],
+) -> ImageList:
+    """Some rows of an index, with labels and class names that need not be the index's."""
+    classes = tuple(classes)
+    if np.array_equal(index.labels[rows], labels):
+        if classes != index.classes:
+            index = replace(index, classes=classes)
+        return ImageList(index, rows)
+    changed = index.labels.copy()
+    changed[rows] = labels
+    if np.array_equal(changed[rows], labels):
+        return ImageList(replace(index, labels=changed, classes=classes), rows)
+    # One file has several labels: a row for each sample.
+    selected = replace(
+        index,
+        store=index.store.select(rows),
+        labels=labels,
+        classes=classes,
+        widths=index.widths[rows],
+        heights=index.heights[rows],
+        formats=index.formats[rows],
+    )
+    return ImageList(selected, np.arange(len(rows)))
 
 
 def rows_by_path(index: DatasetIndex) -> dict[bytes, int]:
@@ -156,26 +176,25 @@ def without(
         logger.warning(
             "%d of %d files to exclude are not in %s", unknown, len(excluded), images.index.origin
         )
-    kept = np.setdiff1d(images.rows, np.array(rows, np.int64))
+    kept = images.rows[~np.isin(images.rows, np.array(rows, np.int64))]
     if not len(kept):
         raise UserError(f"exclude leaves no image of {images.index.origin}")
     return ImageList(images.index, kept)
 
 
-def _rows_of_samples(
-    index: DatasetIndex, samples: Samples, root: str
+def _rows_of_paths(
+    index: DatasetIndex, paths: Sequence[str], root: str
 ) -> npt.NDArray[np.int64] | None:
-    """The number in the index of each sample; None if the index holds other images or labels."""
+    """The number in the index of each file; None if the index lacks one that can be read."""
     row_of = rows_by_path(index)
     prefix = os.fsencode(root).rstrip(b"/") + b"/"
-    names = [os.fsencode(path) for path, _ in samples]
+    names = [os.fsencode(path) for path in paths]
     rows = np.array(
         [row_of.get(name[len(prefix) :], -1) if name.startswith(prefix) else -1 for name in names],
         np.int64,
     )
     found = np.flatnonzero(rows >= 0)
-    labels = np.array([label for _, label in samples], np.int64)
-    if not len(found) or (index.labels[rows[found]] != labels[found]).any():
+    if not len(found):
         return None
     missing = np.flatnonzero(rows < 0)
     if any(read_header(names[i])[2] != ImageFormat.UNREADABLE for i in missing):

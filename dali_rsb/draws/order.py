@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 
 from dali_rsb.errors import UserError
 
@@ -231,3 +231,7 @@ class EpochSampler(Sampler[int]):
         if not self.shuffle:
             return places
         return epoch_order(self.num_images, self.seed, self.epoch)[places]
+
+
+class SequentialEpochSampler(EpochSampler, SequentialSampler):
+    """One that does not shuffle, known to programs that ask for torch's class."""

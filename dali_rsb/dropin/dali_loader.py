@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler
 
 from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
-from dali_rsb.dataset.image_list import ImageList, Source, image_list, without
+from dali_rsb.dataset.image_list import ImageList, image_list, images_of_samples, without
+from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.draws.crops import EvalGeometry
 from dali_rsb.draws.erasing import ErasingPolicy
 from dali_rsb.draws.mixing import MixPolicy
-from dali_rsb.draws.order import EpochSampler
+from dali_rsb.draws.order import EpochSampler, SequentialEpochSampler
 from dali_rsb.draws.randaugment import RandAugmentPolicy
 from dali_rsb.draws.samples import TrainTransform
+from dali_rsb.dropin.accelerate import BatchIndices, load
 from dali_rsb.dropin.epoch_loader import (
     EpochLoader,
     EvalPreprocessing,
@@ -26,10 +33,16 @@ from dali_rsb.dropin.epoch_loader import (
     default_threads,
     resolve_device,
 )
+from dali_rsb.dropin.foreign import read_dataset
 from dali_rsb.errors import UserError
 from dali_rsb.kernels.random_erasing import EraseMode
 from dali_rsb.loader.bad_images import BadImages, OnBadImage
 from pipelines.types import HW_DECODER_LOAD, INTERPOLATIONS
+
+logger = logging.getLogger(__name__)
+
+# What `DaliLoader` takes; objects of other libraries are read by `foreign.read_dataset`.
+Source: TypeAlias = Any
 
 
 class DaliLoader(EpochLoader):
@@ -43,15 +56,17 @@ class DaliLoader(EpochLoader):
     Args:
         root: folder of class folders (`root/CLASS/IMAGE.jpg`), folder of tar shards, text file with
             `path<TAB>label` lines (see `dali_rsb.open_index`), an index of one of these,
-            torchvision's `ImageFolder` (its transform is not used), or a list of (path, label)
-            pairs.
-        batch_size: images of one batch of this process.
+            torchvision's `ImageFolder` or `DatasetFolder` (its transform is not used, its
+            target_transform is), a `Subset` or `ConcatDataset` of them to any depth, or a list of
+            (path, label) pairs.
+        batch_size: images of one batch of this process; leave it out with `batch_sampler`.
         train: RandomResizedCrop, flip and what is asked for below, in place of resize and centre
             crop; also the default of `shuffle` and `drop_last`.
         size_px: side of the square images.
         shuffle: draw a new order for each epoch; the same for any number of processes.
         sampler: indices of this process, from any torch `Sampler` or other iterable; replaces
             `shuffle`, `repeats` and sharing the images out. `dataset.targets` has the labels.
+        batch_sampler: torch's `BatchSampler`; gives sampler, batch size and `drop_last`.
         drop_last: leave out a last batch that is not full.
         scale, ratio: ranges of RandomResizedCrop: share of the area, width / height.
         hflip: probability of mirroring.
@@ -90,16 +105,18 @@ class DaliLoader(EpochLoader):
     """
 
     dataset: ImageList
+    prefetch_factor = None  # torch's word for what worker processes do; there are none
 
     def __init__(
         self,
         root: Source,
-        batch_size: int,
+        batch_size: int | None = None,
         *,
         train: bool = False,
         size_px: int = 224,
         shuffle: bool | None = None,
         sampler: Iterable[int] | None = None,
+        batch_sampler: BatchSampler | None = None,
         drop_last: bool | None = None,
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
@@ -130,7 +147,23 @@ class DaliLoader(EpochLoader):
         max_bad_fraction: float = 0.001,
         cache_dir: Path | None = None,
     ) -> None:
-        _check(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
+        if isinstance(sampler, BatchSampler) and batch_size is None and batch_sampler is None:
+            sampler, batch_sampler = None, sampler
+        if batch_sampler is not None:
+            _check(
+                (batch_size, sampler, shuffle, drop_last) == (None,) * 4,
+                "batch_sampler gives batch_size, sampler, shuffle and drop_last: leave them out",
+            )
+            sampler, batch_size, drop_last = _parts(batch_sampler)
+        _check(
+            not isinstance(sampler, BatchSampler),
+            "sampler gives batches, not indices: give it as batch_sampler, without batch_size",
+        )
+        _check(
+            isinstance(batch_size, int) and batch_size >= 1,
+            f"batch_size={batch_size} must be a whole number of at least 1",
+        )
+        assert batch_size is not None
         _check(prefetch >= 2, f"prefetch={prefetch} must be at least 2")
         mixes, erases = mixup > 0 or cutmix > 0, random_erasing > 0
         _check(
@@ -148,7 +181,7 @@ class DaliLoader(EpochLoader):
         names = [*INTERPOLATIONS, "random"] if train else [*INTERPOLATIONS]
         _check(interpolation in names, f"interpolation={interpolation!r} is not one of {names}")
 
-        images = without(image_list(root, cache_dir), exclude)
+        images = without(_images(root, cache_dir), exclude)
         current = World.current()
         world = World(
             current.size if num_replicas is None else num_replicas,
@@ -176,9 +209,10 @@ class DaliLoader(EpochLoader):
                 crop_ratio = size_px / (resize_px + 0.5)  # which rounds down to resize_px
             preprocessing = EvalPreprocessing(EvalGeometry(size_px, crop_ratio), interpolation)
         if sampler is None:
-            sampler = EpochSampler(
+            shuffle = train if shuffle is None else shuffle
+            sampler = (EpochSampler if shuffle else SequentialEpochSampler)(
                 len(images),
-                shuffle=train if shuffle is None else shuffle,
+                shuffle=shuffle,
                 repeats=repeats,
                 seed=seed,
                 num_replicas=world.size,
@@ -203,6 +237,32 @@ class DaliLoader(EpochLoader):
             world,
         )
 
+        logger.info("%r", self)
+
+    @property
+    def num_workers(self) -> int:
+        """0: there are no worker processes, for programs that would start as many."""
+        return 0
+
+    @property
+    def collate_fn(self) -> Callable[[BatchIndices], tuple[Tensor, Tensor]]:
+        """Makes a batch of `batch_sampler` into tensors, for a `DataLoader` over `dataset`."""
+        return load
+
+    def __repr__(self) -> str:
+        kind = "training" if isinstance(self._preprocessing, TrainPreprocessing) else "evaluation"
+        sampler = type(self.sampler).__name__
+        if isinstance(self.sampler, EpochSampler):
+            sampler = f"shuffle={self.sampler.shuffle}"
+            if self.sampler.shuffle and "lightning" in sys.modules:
+                # Its only words about a loader that is no DataLoader are this text.
+                sampler += " (Lightning's overfit_batches needs shuffle=False)"
+        return (
+            f"DaliLoader({self._images.index.origin}: {len(self._images)} images, "
+            f"{len(self._images.classes)} classes, {kind}, batch_size={self.batch_size}, "
+            f"{sampler}, decoded by DALI on {self.device})"
+        )
+
     def __enter__(self) -> DaliLoader:
         return self
 
@@ -210,3 +270,20 @@ class DaliLoader(EpochLoader):
 def _check(is_right: bool, message: str) -> None:
     if not is_right:
         raise UserError(message)
+
+
+def _images(source: Source, cache_dir: Path | None) -> ImageList:
+    if isinstance(source, (str, os.PathLike, DatasetIndex)):
+        return image_list(source, cache_dir)
+    found = read_dataset(source)
+    return images_of_samples(found.paths, found.labels, found.classes, found.root, cache_dir)
+
+
+def _parts(batch_sampler: object) -> tuple[Iterable[int], int, bool]:
+    """Sampler, batch size and `drop_last` of torch's `BatchSampler`."""
+    if type(batch_sampler) is not BatchSampler:
+        raise UserError(
+            f"batch_sampler is a {type(batch_sampler).__name__}, whose batches may be of any size; "
+            "give torch's BatchSampler, or sampler and batch_size"
+        )
+    return batch_sampler.sampler, batch_sampler.batch_size, batch_sampler.drop_last

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import os
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -26,6 +26,8 @@ from dali_rsb.draws.mixing import MixPolicy
 from dali_rsb.draws.order import SEED_STRIDE, BatchLayout, EpochSampler, EvalLayout
 from dali_rsb.draws.randaugment import fill_color
 from dali_rsb.draws.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
+from dali_rsb.dropin.accelerate import Batches, BatchPlan, PlannedEpoch, seen_by_accelerate
+from dali_rsb.dropin.foreign import checked_indices
 from dali_rsb.errors import UserError
 from dali_rsb.kernels.targets import dense_target
 from dali_rsb.loader.bad_images import BadImages
@@ -36,8 +38,6 @@ from dali_rsb.loader.rand_augment import with_backend
 from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.system.cpus import threads_per_process
 from pipelines.types import HW_DECODER_LOAD
-
-Batches = Generator[tuple[Tensor, Tensor], None, None]
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,8 @@ class EpochLoader:
         self._resume_at: tuple[int, int] | None = None
         self._position: tuple[int, int] | None = None  # of the pass that was last advanced
         self._sampler_state: dict[str, Any] = {}  # at the beginning of that pass
+        self.end_of_dataloader = False  # with the last batch of a pass; Accelerate reads it
+        self.remainder = -1  # no batch is filled up with samples to be taken out again
         self._idle: list[Loader] = []
         self._passes: weakref.WeakSet[Batches] = weakref.WeakSet()
         if isinstance(sampler, Sized) and len(self) == 0:
@@ -170,8 +172,8 @@ class EpochLoader:
 
     @property
     def batch_sampler(self) -> BatchSampler:
-        """The sampler's indices in batches."""
-        return BatchSampler(self.sampler, self.batch_size, self.drop_last)
+        """The sampler's indices in batches; a `DataLoader` over them loads what this one does."""
+        return BatchPlan(self.sampler, self.batch_size, self.drop_last, self._plan)
 
     @property
     def num_workers(self) -> int:
@@ -285,7 +287,10 @@ class EpochLoader:
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would seed the GPUs' generators too.
             torch.default_generator.manual_seed((self._seed * SEED_STRIDE + epoch) % 2**63)
-            return np.fromiter(self.sampler, np.int64)
+            return self._checked(self.sampler)
+
+    def _checked(self, indices: Iterable[int]) -> np.ndarray:
+        return checked_indices(indices, len(self._images), "the sampler")
 
     def _batches(self) -> Batches:
         """Yield the next epoch's batches.
@@ -293,21 +298,43 @@ class EpochLoader:
         The epoch is chosen when its first batch is asked for, not at `iter()`: Lightning calls
         `iter()` first and `set_epoch()` then.
         """
-        epoch = self._epoch
         resume_at, self._resume_at = self._resume_at, None
+        epoch, indices = self._next_indices()
         first = resume_at[1] if resume_at is not None and resume_at[0] == epoch else 0
+        yield from self._pass(epoch, first, indices)
+
+    def _next_indices(self) -> tuple[int, np.ndarray | Iterator[int]]:
+        epoch = self._epoch
         indices = self._draw_indices(epoch)
         self._epoch = epoch + 1
+        return epoch, indices
 
+    def _plan(self) -> tuple[np.ndarray | Iterator[int], PlannedEpoch]:
+        epoch, indices = self._next_indices()
+        if not isinstance(indices, np.ndarray):
+            indices = self._checked(indices)
+
+        def begin(first: int) -> Batches:
+            batches = self._pass(epoch, first, indices)
+            self._passes.add(batches)
+            return batches
+
+        return indices, PlannedEpoch(begin)
+
+    def _pass(self, epoch: int, first: int, indices: np.ndarray | Iterator[int]) -> Batches:
+        """Yield an epoch's batches from a position on."""
         loader = self._idle.pop() if self._idle else self._new_loader()
         mixes = self._mixes
         specs, same_specs = itertools.tee(self._specs(epoch, first, indices))
-        position = first
+        position, upcoming = first, next(same_specs, None)
         try:
-            with contextlib.closing(loader.batches(specs)) as decoded:
-                for batch, spec in zip(decoded, same_specs, strict=True):
-                    position += len(spec.indices)
+            with contextlib.closing(loader.batches(specs)) as decoded, seen_by_accelerate(self):
+                for batch in decoded:
+                    assert upcoming is not None
+                    position += len(upcoming.indices)
+                    upcoming = next(same_specs, None)
                     self._position = (epoch, position)
+                    self.end_of_dataloader = upcoming is None
                     yield self._finish(batch, mixes)
         except GeneratorExit:
             self._keep(loader)
@@ -316,6 +343,8 @@ class EpochLoader:
             # Ctrl-C may have come between DALI's giving a batch out and our taking it.
             loader.close()
             raise
+        finally:
+            self.end_of_dataloader = False
         self._keep(loader)
         self._position = None
 
@@ -325,6 +354,7 @@ class EpochLoader:
         world_size, rank = self._world.size, self._world.rank
         start = first
         for chunk in _chunks(indices, first, self.batch_size):
+            chunk = chunk if isinstance(chunk, np.ndarray) else self._checked(chunk)
             if self.drop_last and len(chunk) < self.batch_size:
                 return
             end = start + len(chunk)
@@ -421,11 +451,13 @@ def _state_of(sampler: Any) -> dict[str, Any]:
     return state
 
 
-def _chunks(indices: np.ndarray | Iterator[int], first: int, size: int) -> Iterator[np.ndarray]:
-    """Cut a stream, from its `first` index on, into arrays of `size` and a shorter last one."""
+def _chunks(
+    indices: np.ndarray | Iterator[int], first: int, size: int
+) -> Iterator[np.ndarray | list[int]]:
+    """Cut a stream, from its `first` index on, into parts of `size` and a shorter last one."""
     if isinstance(indices, np.ndarray):
         yield from (indices[start : start + size] for start in range(first, len(indices), size))
         return
     indices = itertools.islice(indices, first, None)
-    while len(chunk := np.fromiter(itertools.islice(indices, size), np.int64)):
+    while chunk := list(itertools.islice(indices, size)):
         yield chunk

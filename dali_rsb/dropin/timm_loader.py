@@ -31,6 +31,7 @@ from dali_rsb.dropin.epoch_loader import (
     World,
     resolve_device,
 )
+from dali_rsb.dropin.foreign import Listing, read_dataset
 from dali_rsb.errors import UserError
 from dali_rsb.loader.bad_images import BadImages
 from pipelines.types import INTERPOLATIONS
@@ -136,9 +137,9 @@ class TimmLoader(EpochLoader):
         if distributed and not (dist.is_available() and dist.is_initialized()):
             raise UserError("distributed=True, but there is no process group; create it first")
         world = World.current() if distributed else World()
-        samples = _samples(given["dataset"])
-        assert samples is not None
-        images = images_of_samples(*samples)
+        found = _listing(given["dataset"])
+        assert found is not None
+        images = images_of_samples(found.paths, found.labels, found.classes, found.root)
         preprocessing = _training(given, world) if is_training else _evaluation(given)
         self.img_dtype: torch.dtype = (
             torch.float16 if given["fp16"] else given["img_dtype"] or torch.float32
@@ -205,7 +206,7 @@ def _obstacles(given: Mapping[str, Any]) -> list[str]:
     device = torch.device(given["device"])
     interpolations = [*INTERPOLATIONS, "random"] if given["is_training"] else [*INTERPOLATIONS]
     obstacles = {
-        "dataset": _samples(given["dataset"]) is None,
+        "dataset": _listing(given["dataset"]) is None,
         "input_size": _side(given["input_size"]) is None,
         "interpolation": given["interpolation"] not in interpolations,
         "mean": not _has_three(given["mean"]),
@@ -320,22 +321,15 @@ def _evaluation(given: Mapping[str, Any]) -> EvalPreprocessing:
     return EvalPreprocessing(geometry, given["interpolation"])
 
 
-def _samples(dataset: Any) -> tuple[Sequence[tuple[str, int]], str] | None:
-    """The (path, label) pairs of a folder dataset and its root; None for other datasets."""
-    if _is_exactly(dataset, "timm.data.dataset", "ImageDataset"):
-        reader = dataset.reader
-        is_plain = (
-            _is_exactly(reader, "timm.data.readers.reader_image_folder", "ReaderImageFolder")
-            and dataset.input_img_mode == "RGB"
-            and not dataset.load_bytes
-            and dataset.target_transform is None
-            and dataset.additional_features is None
-        )
-        return (reader.samples, reader.root) if is_plain else None
-    if _is_exactly(dataset, "torchvision.datasets.folder", "ImageFolder"):
-        is_plain = dataset.target_transform is None and dataset.loader.__name__ == "default_loader"
-        return (dataset.samples, dataset.root) if is_plain else None
-    return None
+def _listing(dataset: Any) -> Listing | None:
+    """The files of a folder dataset; None for other datasets, which timm loads itself."""
+    is_folder = _is_exactly(dataset, "timm.data.dataset", "ImageDataset") or _is_exactly(
+        dataset, "torchvision.datasets.folder", "ImageFolder"
+    )
+    try:
+        return read_dataset(dataset) if is_folder else None
+    except UserError:
+        return None
 
 
 def _is_exactly(value: object, module: str, name: str) -> bool:
