@@ -326,8 +326,10 @@ def _listing(dataset: Any) -> Listing | None:
     is_folder = _is_exactly(dataset, "timm.data.dataset", "ImageDataset") or _is_exactly(
         dataset, "torchvision.datasets.folder", "ImageFolder"
     )
+    if not is_folder or dataset.target_transform is not None:
+        return None
     try:
-        return read_dataset(dataset) if is_folder else None
+        return read_dataset(dataset)
     except UserError:
         return None
 

@@ -4,10 +4,13 @@ Every composition gives the labels and pictures that torch's own DataLoader give
 """
 
 import collections
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -368,3 +371,13 @@ def test_lightnings_overfit_batches(tree, shuffle):
     trainer.fit(model, loader)
     assert len(model.seen) == 3
     assert len(set(model.seen)) == 1
+
+
+def test_the_page_names_what_is_tested_here():
+    page = (ROOT / "docs" / "drop_in.md").read_text()
+    table = page.partition("## What is supported of other libraries")[2].partition("\n## ")[0]
+    source = Path(__file__).read_text()
+    rows = [row for row in table.splitlines() if row.startswith("| ") and "`" in row]
+    assert len(rows) >= 9
+    for name in re.findall(r"`([a-zA-Z_]+)=?(?:False)?`", "\n".join(rows)):
+        assert name in source, f"{name} is in the table without a test"
