@@ -31,7 +31,7 @@ def main() -> None:
     topic = arguments.topic
     if topic is None:
         print(explain())
-        print(f"\nset any of them as section.key=value; recipes: {', '.join(recipes())}")
+        print(f"\nset a key as section.key=value; recipes: {', '.join(recipes())}")
     elif topic in sections():
         print(explain(topic))
     elif topic in all_keys():
