@@ -6,17 +6,18 @@ from nvidia.dali import Pipeline, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 
 from pipelines.decoding import INTERPOLATIONS, decode, read_images, resize_window
-from pipelines.inputs import ImageSource, InputSpec, external_inputs, image_input
+from pipelines.inputs import ImageSource, InputSpec, external_inputs, image_input, size_input
 
 
 def eval_inputs(source: ImageSource = "path") -> tuple[InputSpec, ...]:
     """Inputs of the evaluation graph, one row a sample.
 
-    `path` or `encoded`: file name or encoded image, uint8. `start`, `end`: float32 (y, x), the
-    part of the source image that the centre crop keeps.
+    `path` or `encoded`: file name or encoded image, uint8. `size`: int32 (height, width, 3) of the
+    source image. `start`, `end`: float32 (y, x), the part of it that the centre crop keeps.
     """
     return (
         image_input(source),
+        size_input(),
         InputSpec("start", types.FLOAT, 1),
         InputSpec("end", types.FLOAT, 1),
     )
@@ -27,7 +28,7 @@ def _eval_graph(
     size_px: int, device: str, hw_decoder_load: float, interpolation: str, source: ImageSource
 ) -> DataNode:
     inputs = external_inputs(eval_inputs(source))
-    images = decode(read_images(inputs), device, hw_decoder_load)
+    images = decode(read_images(inputs), inputs["size"], device, hw_decoder_load)
     return resize_window(
         images, size_px, inputs["start"], inputs["end"], INTERPOLATIONS[interpolation]
     )

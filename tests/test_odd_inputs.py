@@ -306,7 +306,7 @@ class _PickyDecoder:
         self._rejected = rejected
         self._message = message
 
-    def run(self, path):
+    def run(self, path, size):
         if path[0].tobytes().decode() == str(self._rejected):
             raise RuntimeError(self._message)
 

@@ -112,13 +112,12 @@ class BadImages:
             RuntimeError: the GPU failed, which says nothing of an image.
         """
         bad = []
-        source = self._index.image_source
         pipeline: Pipeline | None = None
         for image in images:
-            pipeline = pipeline or decode_check_pipeline(source, device_id)
-            array = self.conversions.image_array(image)
+            pipeline = pipeline or decode_check_pipeline(self._index.image_source, device_id)
+            inputs = self.conversions.image_inputs(image)
             try:
-                pipeline.run(**{source: [array]})
+                pipeline.run(**inputs)
             except RuntimeError as error:
                 if device_id is not None and is_failure_of_device(error):
                     raise

@@ -165,7 +165,7 @@ class TrainSamples:
             numbers = [uniforms(self.seed, s.epoch, stream, s.positions, width) for s in specs]
             return np.concatenate(numbers)
 
-        inputs: dict[str, Any] = {index.image_source: index.image_arrays(indices)}
+        inputs = index.image_inputs(indices)
         if self.transform.decode_mode == "shared":
             inputs |= shared_decode_inputs(indices)
         inputs |= self.transform.graph_inputs(draw, index.widths[indices], index.heights[indices])
@@ -197,8 +197,7 @@ class EvalSamples:
     def prepare(self, *specs: BatchSpec) -> PreparedRun:
         index, indices = self.index, joined_indices(specs)
         start, end = self.geometry.source_windows(index.widths[indices], index.heights[indices])
-        images = index.image_arrays(indices)
-        inputs = {index.image_source: images, "start": start, "end": end}
+        inputs = index.image_inputs(indices) | {"start": start, "end": end}
         return PreparedRun(inputs, np.asarray(index.labels[indices]), (None,) * len(specs))
 
 

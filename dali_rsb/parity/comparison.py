@@ -31,7 +31,7 @@ from dali_rsb.data.samples import BatchSpec, EvalSamples, TrainSamples, TrainTra
 from dali_rsb.parity.pillow import apply_operation, crop_resize_flip, eval_transform
 from dali_rsb.parity.report import Limits, Stage
 from pipelines.decoding import INTERPOLATIONS, DecodeMode, decode, read_images
-from pipelines.inputs import ImageSource, external_inputs, image_input
+from pipelines.inputs import ImageSource, external_inputs, image_input, size_input
 from pipelines.randaugment import rand_augment, randaugment_inputs
 
 EXACT = Limits(largest=0)
@@ -55,8 +55,8 @@ PREFETCH = 2
 
 @pipeline_def
 def _decode_graph(device: str, source: ImageSource) -> DataNode:
-    inputs = external_inputs((image_input(source),))
-    return decode(read_images(inputs), device, hw_decoder_load=0.65)
+    inputs = external_inputs((image_input(source), size_input()))
+    return decode(read_images(inputs), inputs["size"], device, hw_decoder_load=0.65)
 
 
 @pipeline_def(enable_conditionals=True)
@@ -287,8 +287,7 @@ class Comparison:
             **self._options,
         )
         try:
-            array = self._bad_images.conversions.image_array(image)
-            (output,) = self._decoder.run(**{self._index.image_source: [array]})
+            (output,) = self._decoder.run(**self._bad_images.conversions.image_inputs(image))
         except RuntimeError as error:
             self._decoder = None  # DALI drops a pipeline that failed
             # Raises unless Pillow converts it.

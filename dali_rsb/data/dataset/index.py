@@ -116,6 +116,16 @@ class DatasetIndex:
         """
         return self.path_arrays(indices) if self.shards is None else self.shards.views(indices)
 
+    def image_inputs(self, indices: npt.NDArray[np.integer[Any]]) -> dict[str, Any]:
+        """A graph's inputs for images: `image_arrays`, and the size that each header must state.
+
+        Raises:
+            UserError: a shard cannot be opened.
+        """
+        size = np.full((len(indices), 3), 3, np.int32)  # height, width, channels
+        size[:, 0], size[:, 1] = self.heights[indices], self.widths[indices]
+        return {self.image_source: self.image_arrays(indices), "size": size}
+
     def path_array(self, i: int) -> npt.NDArray[np.uint8]:
         """Absolute path of image i as uint8 [num_bytes], read-only: DALI's `fn.io.file.read`."""
         return self._path_between(self.path_offsets[i], self.path_offsets[i + 1])

@@ -1,0 +1,35 @@
+"""No bytes of an image end the process, spoil another image or lose one."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from damage import in_child
+
+from dali_rsb.data import cpu_resize
+
+
+def test_images_that_the_decoder_refuses_make_their_batch_fail_and_nothing_else():
+    assert in_child("refused_by_decoder.py", "2") == "survived\n"
+
+
+def test_a_resize_that_fails_waits_for_its_threads(monkeypatch):
+    # DALI frees the images when the resize is left.
+    still_reading = threading.Semaphore(0)
+
+    def resize_all(samples):
+        if samples[0][0].shape[0] == 1:
+            raise ValueError("the first piece")
+        time.sleep(0.1)
+        still_reading.release()
+
+    monkeypatch.setattr(cpu_resize, "_resize_all", resize_all)
+    num_threads, size_px = 2, 96
+    heights = [1, 2, 2, 2, 2, 2, 2, 2]  # one image for each piece of a thread
+    images = [np.zeros((height, 2, 3), np.uint8) for height in heights]
+    start, end = np.zeros(2, np.float32), np.ones(2, np.float32)
+    resize = cpu_resize.CpuResize(size_px, num_threads)
+    with pytest.raises(ValueError, match="the first piece"):
+        resize(images, [start] * 8, [end] * 8, [np.int32(1)] * 8)
+    assert all(still_reading.acquire(blocking=False) for _ in range(7))
