@@ -19,6 +19,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["dali_rsb", "dali_rsb.*", "pipelines", "pipelines.*"]),
     package_data={"dali_rsb": ["py.typed"], "pipelines": ["py.typed"]},
+    entry_points={"console_scripts": ["dali-rsb = dali_rsb.__main__:script"]},
     install_requires=[
         "torch>=2.8",
         "nvidia-dali-cuda120>=2.3",
@@ -43,6 +44,7 @@ setup(
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",
             "ruff>=0.9",
+            "import-linter>=2.1",
             "mypy>=1.14",
             "pre-commit>=4",
             "types-PyYAML",

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks import published_rates, train
 from benchmarks.report import format_table, new_report, write_json
 from dali_rsb.config import Config, load_config
-from dali_rsb.data.sampler import epoch_length
+from dali_rsb.draws.order import epoch_length
 from dali_rsb.errors import UserError, run_command
 
 IMAGENET_IMAGES, IMAGENET_VAL_IMAGES = 1_281_167, 50_000

@@ -30,8 +30,8 @@ from benchmarks.loader import (
 )
 from benchmarks.peers import LoaderSettings
 from benchmarks.report import Work, new_report, report_progress, write_json
-from dali_rsb.data.cpus import available_cpus
 from dali_rsb.errors import UserError, run_command
+from dali_rsb.system.cpus import available_cpus
 
 HW_LOADS = (0.0, 0.3, 0.65, 1.0)
 

@@ -39,9 +39,9 @@ from benchmarks.report import (
     sections_as_json,
     write_json,
 )
-from dali_rsb.data.cpus import available_cpus
-from dali_rsb.data.dataset.digits import write_digits
+from dali_rsb.dataset.digits import write_digits
 from dali_rsb.errors import UserError, run_command
+from dali_rsb.system.cpus import available_cpus
 
 IMPORT = "from timm.data import create_dataset, create_loader, "
 SWAPPED = "from dali_rsb import create_loader\nfrom timm.data import create_dataset, "

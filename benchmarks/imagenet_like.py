@@ -26,9 +26,9 @@ import numpy.typing as npt
 import PIL
 from PIL import Image
 
-from dali_rsb.data.cpus import available_cpus
-from dali_rsb.data.dataset.atomic import atomic_directory
 from dali_rsb.errors import UserError, run_command
+from dali_rsb.system.atomic import atomic_directory
+from dali_rsb.system.cpus import available_cpus
 
 MANIFEST = "manifest.json"
 

@@ -47,16 +47,16 @@ from benchmarks.report import (
     summarize,
     write_json,
 )
-from dali_rsb.data.bad_images import BadImages
-from dali_rsb.data.cpus import available_cpus
-from dali_rsb.data.dataset import open_index
-from dali_rsb.data.draws.randaugment import RandAugmentPolicy
-from dali_rsb.data.graph_runner import Division, TakingTurns
-from dali_rsb.data.graphs import train_graph
-from dali_rsb.data.loader import Loader
-from dali_rsb.data.sampler import BatchLayout
-from dali_rsb.data.samples import BatchSpec, TrainSamples, TrainTransform
+from dali_rsb.dataset import open_index
+from dali_rsb.draws.order import BatchLayout
+from dali_rsb.draws.randaugment import RandAugmentPolicy
+from dali_rsb.draws.samples import BatchSpec, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError, run_command
+from dali_rsb.loader.bad_images import BadImages
+from dali_rsb.loader.builders import train_graph
+from dali_rsb.loader.executor import Division, TakingTurns
+from dali_rsb.loader.loader import Loader
+from dali_rsb.system.cpus import available_cpus
 from pipelines.decoding import DecodeMode, decode, decode_shared, read_files
 from pipelines.inputs import InputSpec, external_inputs
 from pipelines.training import train_inputs

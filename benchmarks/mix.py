@@ -33,8 +33,9 @@ from benchmarks.kernel_timing import (
     in_rotation,
     run_cases,
 )
+from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
 from dali_rsb.errors import run_command
-from dali_rsb.kernels.mix import IMAGENET_MEAN, IMAGENET_STD, normalize_mix, normalize_mix_plain
+from dali_rsb.kernels.mix import normalize_mix, normalize_mix_plain
 
 MIXUP_LAM = 0.3
 CUTMIX_LAM = 0.6  # a box of 40 % of the image

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import BatchCounts, NotInstalledError
-from dali_rsb.data.draws.randaugment import FULL_MAGNITUDE, RandAugmentPolicy
-from dali_rsb.kernels.mix import IMAGENET_MEAN, IMAGENET_STD
+from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
+from dali_rsb.draws.randaugment import FULL_MAGNITUDE, RandAugmentPolicy
 
 # DALI and torchvision count magnitudes in 31 bins, of which the last is timm's magnitude 10.
 LAST_MAGNITUDE_BIN = 30

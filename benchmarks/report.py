@@ -26,9 +26,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from dali_rsb.data.cpus import available_cpus
-from dali_rsb.diagnosis.software import DALI_DISTRIBUTIONS
+from dali_rsb.checks.machine.software import DALI_DISTRIBUTIONS
 from dali_rsb.errors import UserError
+from dali_rsb.system.cpus import available_cpus
 
 PACKAGES = ("torch", "torchvision", "timm", *DALI_DISTRIBUTIONS, "ffcv", "numpy", "pillow")
 CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")

@@ -47,13 +47,13 @@ from benchmarks.train_steps import (
     synthetic_batches,
     trainer_without_data,
 )
-from dali_rsb.assembly import device_batch
 from dali_rsb.config import Config, load_config
-from dali_rsb.data.cpus import available_cpus
-from dali_rsb.data.draws.mixing import MixPolicy
-from dali_rsb.data.loader import Batch
-from dali_rsb.distributed import Processes
+from dali_rsb.draws.mixing import MixPolicy
 from dali_rsb.errors import UserError, run_command
+from dali_rsb.loader.loader import Batch
+from dali_rsb.run.processes import Processes
+from dali_rsb.system.cpus import available_cpus
+from dali_rsb.training.assembly import device_batch
 
 # The parts that are timed; those reported are their differences.
 UPDATE, MIX, FORWARD, BACKWARD = "update", "mix", "forward", "forward and backward"

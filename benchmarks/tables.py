@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dali_rsb.diagnosis.software import DALI_DISTRIBUTIONS
+from dali_rsb.checks.machine.software import DALI_DISTRIBUTIONS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -56,17 +56,17 @@ from benchmarks.triple import (
     Triple,
     triples_table,
 )
-from dali_rsb.assembly import device_batch
 from dali_rsb.config import Config, load_config
-from dali_rsb.data.cpus import available_cpus
-from dali_rsb.data.dataset import DatasetIndex
-from dali_rsb.data.dataset.digits import write_digits
-from dali_rsb.data.warm_up import warm_up_training
-from dali_rsb.distributed import Processes
+from dali_rsb.dataset import DatasetIndex
+from dali_rsb.dataset.digits import write_digits
 from dali_rsb.errors import UserError, run_command
-from dali_rsb.evaluation import evaluate
-from dali_rsb.metrics import WaitTimer
-from dali_rsb.trainer import Trainer
+from dali_rsb.evaluation.accuracy import evaluate
+from dali_rsb.loader.warm_up import warm_up_training
+from dali_rsb.run.meter import WaitTimer
+from dali_rsb.run.processes import Processes
+from dali_rsb.system.cpus import available_cpus
+from dali_rsb.training.assembly import device_batch
+from dali_rsb.training.trainer import Trainer
 
 OURS, TIMM = "dali_rsb", "timm"
 EVALUATION = "evaluation"

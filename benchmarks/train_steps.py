@@ -19,14 +19,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.report import NotInstalledError
-from dali_rsb.assembly import build_model, device_batch
 from dali_rsb.config import Config, override_config
-from dali_rsb.data.draws.mixing import MixDraws, MixPolicy
-from dali_rsb.data.loader import Batch, Mixing
-from dali_rsb.distributed import Processes
+from dali_rsb.draws.mixing import MixDraws, MixPolicy
 from dali_rsb.kernels.mix import normalize_mix
-from dali_rsb.precision import Precision, choose_precision
-from dali_rsb.trainer import Trainer
+from dali_rsb.loader.loader import Batch, Mixing
+from dali_rsb.models.precision import Precision, choose_precision
+from dali_rsb.run.processes import Processes
+from dali_rsb.training.assembly import build_model, device_batch
+from dali_rsb.training.trainer import Trainer
 
 # Batches that stand in turn for those of an epoch, so that mixup and CutMix both come.
 NUM_BATCHES = 4

@@ -4,9 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dali_rsb.data.dali_loader import DaliLoader
-    from dali_rsb.data.dataset import DatasetIndex, open_index
-    from dali_rsb.data.timm_loader import create_loader
+    from dali_rsb.dataset import DatasetIndex, open_index
+    from dali_rsb.dropin.dali_loader import DaliLoader
+    from dali_rsb.dropin.timm_loader import create_loader
     from dali_rsb.errors import UserError
     from dali_rsb.models import create_model
     from dali_rsb.optim import Lamb, ModelEma
@@ -26,14 +26,14 @@ __all__ = [
 
 # Imported when first asked for: `import dali_rsb` loads neither torch nor DALI.
 _MODULES = {
-    "DaliLoader": "dali_rsb.data.dali_loader",
-    "DatasetIndex": "dali_rsb.data.dataset",
+    "DaliLoader": "dali_rsb.dropin.dali_loader",
+    "DatasetIndex": "dali_rsb.dataset",
     "Lamb": "dali_rsb.optim",
     "ModelEma": "dali_rsb.optim",
     "UserError": "dali_rsb.errors",
-    "create_loader": "dali_rsb.data.timm_loader",
+    "create_loader": "dali_rsb.dropin.timm_loader",
     "create_model": "dali_rsb.models",
-    "open_index": "dali_rsb.data.dataset",
+    "open_index": "dali_rsb.dataset",
 }
 
 

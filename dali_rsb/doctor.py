@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from dali_rsb.data.cpus import available_cpus
-from dali_rsb.diagnosis import gpu, machine, software, storage
-from dali_rsb.diagnosis.finding import Finding
-from dali_rsb.diagnosis.probe import ask
+from dali_rsb.checks.machine import gpu, software, storage
+from dali_rsb.checks.machine import host as machine
+from dali_rsb.checks.machine.finding import Finding
+from dali_rsb.checks.machine.probe import ask
 from dali_rsb.errors import UserError, run_command
+from dali_rsb.system.cpus import available_cpus
 
 _MARKS = {"ok": "OK", "note": "NOTE", "problem": "PROBLEM"}
 _CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))

@@ -1,19 +1,26 @@
-"""The one exception for mistakes a user can mend, and how a command reports it."""
+"""The one exception for mistakes a user can fix, and how a command reports it."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
-    """A mistake in the configuration, the data or the machine, with its mend in the message.
+    """A mistake in the configuration, the data or the machine, with its fix in the message.
 
     The message is one line that names the key or file and says what to do. Commands print it
     without a traceback and exit with code 2 (see `run_command`); library callers catch it like
     any exception.
     """
+
+
+def suggestion(name: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
+    """ ", did you mean X?" with the choice that is spelt most like `name`, or nothing."""
+    nearest = difflib.get_close_matches(name, list(choices), n=1, cutoff=cutoff)
+    return f", did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def run_command(main: Callable[[], None]) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from torch import nn
 
-from dali_rsb.assembly import build_model, eval_loader, open_validation
-from dali_rsb.checkpoint import load_checkpoint, load_into
 from dali_rsb.config import override_config
-from dali_rsb.console import console_messages
-from dali_rsb.distributed import processes
 from dali_rsb.errors import run_command
-from dali_rsb.evaluation import evaluate
-from dali_rsb.precision import choose_precision
+from dali_rsb.evaluation.accuracy import evaluate
+from dali_rsb.models.precision import choose_precision
+from dali_rsb.run.checkpoint import load_checkpoint, load_into
+from dali_rsb.run.console import console_messages
+from dali_rsb.run.processes import processes
+from dali_rsb.training.assembly import build_model, eval_loader, open_validation
 
 
 def main() -> None:

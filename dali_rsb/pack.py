@@ -16,10 +16,10 @@ import re
 import sys
 from pathlib import Path
 
-from dali_rsb.console import console_messages
-from dali_rsb.data.dataset import open_index
-from dali_rsb.data.dataset.packing import DEFAULT_QUALITY, PackOptions, PackReport, pack, verify
+from dali_rsb.dataset import open_index
+from dali_rsb.dataset.packing import DEFAULT_QUALITY, PackOptions, PackReport, pack, verify
 from dali_rsb.errors import UserError, run_command
+from dali_rsb.run.console import console_messages
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import yaml
 
 from dali_rsb.config import Config, load_config
-from dali_rsb.console import console_messages
-from dali_rsb.distributed import processes
 from dali_rsb.errors import UserError, run_command
-from dali_rsb.stopping import Stopped
-from dali_rsb.trainer import Trainer
+from dali_rsb.run.console import console_messages
+from dali_rsb.run.processes import processes
+from dali_rsb.run.signals import Stopped
+from dali_rsb.training.trainer import Trainer
 
 RUNS = Path("runs")
 

@@ -25,21 +25,22 @@ from pathlib import Path
 
 import torch
 
-from dali_rsb.assembly import (
+from dali_rsb.checks.machine.jpeg_engine import count_jpeg_engines
+from dali_rsb.config import Config, load_config
+from dali_rsb.dataset import DatasetIndex
+from dali_rsb.errors import UserError, run_command
+from dali_rsb.loader.bad_images import BadImages
+from dali_rsb.run.console import console_messages
+from dali_rsb.run.processes import Processes, processes
+from dali_rsb.training.assembly import (
     decodes_once_for_all_copies,
     device_batch,
     open_training,
     train_loader,
     train_samples,
 )
-from dali_rsb.config import Config, load_config
-from dali_rsb.console import console_messages
-from dali_rsb.data.bad_images import BadImages
-from dali_rsb.data.dataset import DatasetIndex
-from dali_rsb.diagnosis.jpeg_engine import count_jpeg_engines
-from dali_rsb.distributed import Processes, processes
-from dali_rsb.errors import UserError, run_command
-from dali_rsb.tuned import (
+from dali_rsb.tuning.search import Reading, Result, Search, Space
+from dali_rsb.tuning.settings import (
     NAMES,
     DecodeSetting,
     LoaderSettings,
@@ -49,7 +50,6 @@ from dali_rsb.tuned import (
     store_tuned,
     tuning_key,
 )
-from dali_rsb.tuning import Reading, Result, Search, Space
 
 logger = logging.getLogger("dali_rsb.tune")  # not __name__, which is __main__ here
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dali_rsb.data.dataset import open_index
-from dali_rsb.parity.comparison import Comparison
+from dali_rsb.checks.parity.comparison import Comparison
+from dali_rsb.dataset import open_index
 
 COLUMNS, SIZE_PX, EDGE_PX, GAIN = 8, 224, 120, 20
 

@@ -10,18 +10,10 @@ from nvidia.dali.data_node import DataNode
 def equalize(images: DataNode, *, size_px: tuple[int, int], device: str) -> DataNode:
     """Equalise the histogram of each channel as PIL.ImageOps.equalize does.
 
-    Pillow maps a level with n darker pixels to min(255, (n + s // 2) // s), where the whole number
-    s is m // 255 for m pixels darker than the brightest; with s = 0 a channel stays as it is.
-    `fn.equalize` maps a level to round(255 c / t) for c pixels up to that level and t in all, those
-    of the lowest level left out. On the image inverted, c = m - n, so that Pillow's value is
-    q - (c + a) // s, with q = (m + s // 2) // s and 0 <= a = q s + s - 1 - m - s // 2 < s.
-
-    Padding brings t to 510 s - 1 and adds a, or a + s, to every c. Because the scale exceeds
-    1 / (2 s) by a trifle, no rounding meets a tie: the two results are floor(x) and floor(x + 1/2)
-    for x = (c + a) / (2 s) + 1/2. Their sum is floor(2 x) = (c + a) // s + 1.
-
-    The result is Pillow's but for a channel with m = 509, which has no room for t = 509: some of
-    the 509 pixels are off by one level.
+    `fn.equalize` rounds another scale than Pillow. It runs twice here, on the inverted image with
+    two paddings, and the sum of both results gives Pillow's quotient; docs/equalize.md has the
+    derivation. The result is Pillow's but for a channel with 509 pixels darker than its brightest
+    level: some of those 509 are off by one level.
 
     Args:
         images: uint8 HWC RGB images on `device`, all of the size `size_px`.
@@ -54,9 +46,9 @@ def equalize(images: DataNode, *, size_px: tuple[int, int], device: str) -> Data
     rounded = darker + step // 2
     quotient_plus_one = rounded // math.max(step, 1) + 1
 
-    # As many rows of padding as of image: ones, 255s, and zeros, which do not count. The paddings
-    # differ in the first rows only. These hold all of the ones, less than 2 s, and what is left
-    # when the other rows have been filled with whole columns of 255s.
+    # Each padding has as many rows as the image: ones, 255s, and zeros, which do not count. The two
+    # differ in their first rows only, which hold all of the ones (less than two steps) and those
+    # 255s that do not fill whole columns of the other rows.
     padding_end = 510 * step - darker
     ones_end = quotient_plus_one * step - rounded
     more_ones_end = ones_end + step

@@ -1,4 +1,4 @@
-"""RandAugment as a DALI subgraph without randomness: the host draws, the graph computes pixels.
+"""RandAugment as DALI operators without randomness: the host draws, they compute pixels.
 
 The fifteen operations of timm's RandAugment share ten branches. A sample takes one branch per
 layer, so that it pays for the operation it drew and nothing when it drew none. Pixel semantics are
@@ -7,7 +7,6 @@ those of Pillow 13; every operator exists for both devices with the same argumen
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,6 +15,7 @@ from nvidia.dali.data_node import DataNode
 
 from pipelines.equalize import equalize
 from pipelines.inputs import InputSpec
+from pipelines.operands import Branch, branch_input, matrix_input, value_input
 
 # ImageFilter.SMOOTH of Pillow, the degenerate image of ImageEnhance.Sharpness.
 SMOOTH_KERNEL = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
@@ -23,43 +23,6 @@ SMOOTH_KERNEL = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 
 # Turns the round-to-nearest of `fn.brightness_contrast` into Pillow's truncation. It falls short of
 # one half so that a product which is a whole number stays that number on both devices.
 TRUNCATION_SHIFT = -0.4999 / 255
-
-
-class Branch(enum.IntEnum):
-    """What one layer does to a sample, and what the layer's `value` input then means.
-
-    Neighbours share a subtree of the graph's decisions: see `_layer`.
-    """
-
-    SKIP = 0
-    WARP = 1  # value unused; the matrix input is used by this branch only
-    EQUALIZE = 2  # value unused
-    AUTO_CONTRAST = 3  # value unused
-    SOLARIZE = 4  # threshold: pixels at or above it are inverted (0 inverts all)
-    BRIGHTNESS = 5  # factor
-    SOLARIZE_ADD = 6  # addend for pixels below 128, at most 128
-    POSTERIZE = 7  # bit mask
-    CONTRAST = 8  # factor, as in the two below
-    COLOR = 9
-    SHARPNESS = 10
-
-
-def branch_input(layer: int) -> str:
-    """Return the name of the input that holds the layer's `Branch` codes: uint8 [batch]."""
-    return f"randaugment{layer}_branch"
-
-
-def value_input(layer: int) -> str:
-    """Return the name of the layer's one operation argument (see `Branch`): float32 [batch]."""
-    return f"randaugment{layer}_value"
-
-
-def matrix_input(layer: int) -> str:
-    """Return the name of the layer's warp matrices: float32 [batch, 3, 3].
-
-    They map output to input positions (x, y, 1), where whole numbers are centres of pixels.
-    """
-    return f"randaugment{layer}_matrix"
 
 
 def randaugment_inputs(num_layers: int) -> tuple[InputSpec, ...]:

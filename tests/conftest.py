@@ -71,7 +71,7 @@ def photo_folder(photographs, tmp_path_factory):
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """Folder of the quickstart digits."""
-    from dali_rsb.data.dataset.digits import write_digits
+    from dali_rsb.dataset.digits import write_digits
 
     root = tmp_path_factory.mktemp("digits") / "digits"
     write_digits(root)

@@ -9,8 +9,8 @@ from conftest import ROOT, run_module
 from PIL import Image
 
 from dali_rsb import train
-from dali_rsb.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from dali_rsb.errors import UserError, run_command
+from dali_rsb.run.checkpoint import load_checkpoint, load_weights, save_checkpoint
 
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 A3 = ROOT / "configs" / "a3.yaml"

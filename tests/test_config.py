@@ -7,10 +7,10 @@ import torch
 import yaml
 from pydantic import ValidationError
 
-from dali_rsb.assembly import device_batch
 from dali_rsb.config import load_config, override_config
-from dali_rsb.distributed import Processes
 from dali_rsb.errors import UserError
+from dali_rsb.run.processes import Processes
+from dali_rsb.training.assembly import device_batch
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

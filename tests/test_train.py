@@ -15,8 +15,8 @@ import yaml
 from conftest import ROOT, run_module
 
 from dali_rsb.config import load_config
-from dali_rsb.distributed import Processes
-from dali_rsb.trainer import Trainer
+from dali_rsb.run.processes import Processes
+from dali_rsb.training.trainer import Trainer
 
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 CPU = Processes(torch.device("cpu"))

@@ -11,10 +11,8 @@ import functools
 import torch
 from torch import Tensor
 
+from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
 from dali_rsb.kernels.triton_support import runs_triton
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # PyTorch shares operations on more elements than this between threads.
 _SERIAL_NUMEL = 32767

@@ -1,0 +1,58 @@
+"""The console script: `dali-rsb COMMAND ...` stands for `python -m dali_rsb.COMMAND ...`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from dali_rsb import __version__
+from dali_rsb.errors import UserError, run_command, suggestion
+
+# Every command and what it does, in the order in which a newcomer meets them.
+COMMANDS = {
+    "train": "train a model by a configuration, or resume a run",
+    "evaluate": "accuracy of a checkpoint on validation images",
+    "tune": "find the loader's fastest settings for this machine and these images",
+    "pack": "put a dataset into a few large tar files",
+    "doctor": "check this machine: driver, builds, decoders, CPUs, storage",
+    "parity": "compare the pixels with Pillow's and timm's, on your own images",
+}
+
+
+def script() -> None:
+    """What the installed `dali-rsb` calls."""
+    run_command(main)
+
+
+def main() -> None:
+    """Run the command that the first argument names; list the commands without one.
+
+    Raises:
+        UserError: there is no such command, or the command's own mistake of a user.
+    """
+    name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+    if name in ("-h", "--help"):
+        print(usage())
+        return
+    if name == "--version":
+        print(f"dali_rsb {__version__}")
+        return
+    if name not in COMMANDS:
+        raise UserError(
+            f"unknown command {name!r}{suggestion(name, COMMANDS)} `dali-rsb --help` lists them"
+        )
+    sys.argv = [f"dali-rsb {name}", *arguments]
+    importlib.import_module(f"dali_rsb.{name}").main()
+
+
+def usage() -> str:
+    """The list of commands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        ["usage: dali-rsb COMMAND ...", "", *lines, "", "`dali-rsb COMMAND --help` says more."]
+    )
+
+
+if __name__ == "__main__":
+    script()

@@ -1,0 +1,1 @@
+"""Pixels of the DALI pipelines compared with Pillow's and timm's."""

@@ -1,0 +1,297 @@
+"""The graphs of one device beside Pillow, stage after stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline, fn, pipeline_def, types
+from nvidia.dali.data_node import DataNode
+from PIL import Image
+
+from dali_rsb.checks.parity.pillow import apply_operation, crop_resize_flip, eval_transform
+from dali_rsb.checks.parity.report import Limits, Stage
+from dali_rsb.dataset import DatasetIndex
+from dali_rsb.draws.crops import EvalGeometry
+from dali_rsb.draws.operations import RECORDS
+from dali_rsb.draws.order import BatchLayout, EvalLayout
+from dali_rsb.draws.philox import Stream, uniforms
+from dali_rsb.draws.randaugment import (
+    OPERATIONS,
+    RandAugmentDraws,
+    RandAugmentPolicy,
+    fill_color,
+)
+from dali_rsb.draws.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
+from dali_rsb.loader.bad_images import BadImages
+from dali_rsb.loader.builders import eval_graph, train_graph
+from dali_rsb.loader.loader import Loader, Samples
+from dali_rsb.system.cpus import threads_per_process
+from pipelines.decoding import INTERPOLATIONS, DecodeMode, decode, read_images
+from pipelines.inputs import ImageSource, external_inputs, image_input, size_input
+from pipelines.randaugment import rand_augment, randaugment_inputs
+
+EXACT = Limits(largest=0)
+RESIZED = Limits(mean=0.3, within_2=0.995)
+POINT_OR_BLEND = Limits(largest=1, mean=0.02)
+GEOMETRIC = Limits(mean=0.6, within_2=0.99)
+
+WARPS = tuple(record.name for record in RECORDS if record.warp is not None)
+WITHOUT_MAGNITUDE = tuple(record.name for record in RECORDS if not record.has_magnitude)
+WITHOUT_DIRECTION = tuple(record.name for record in RECORDS if not record.has_direction)
+MAGNITUDES = (0.5, 3.0, 6.3, 7.0, 10.0)
+
+POLICY_NAME = "rand-m7-mstd0.5-inc1"  # of the recipes A1 and A2
+POLICY = RandAugmentPolicy.parse(POLICY_NAME)
+FILL = fill_color((0.485, 0.456, 0.406))  # mean of ImageNet
+CROP_RATIO = 0.95  # of the recipes' evaluation
+NUM_EPOCHS = 4  # random crops of each image
+BATCH_SIZE = 8  # few, for the memory that very large images take
+PREFETCH = 2
+
+
+@pipeline_def
+def _decode_graph(device: str, source: ImageSource) -> DataNode:
+    inputs = external_inputs((image_input(source), size_input()))
+    return decode(read_images(inputs), inputs["size"], device, hw_decoder_load=0.65)
+
+
+@pipeline_def(enable_conditionals=True)
+def _operation_graph(device: str, size_px: int) -> DataNode:
+    images = fn.external_source(name="images", layout="HWC", dtype=types.UINT8, ndim=3)
+    return rand_augment(
+        images.gpu() if device == "gpu" else images,
+        external_inputs(randaugment_inputs(1)),
+        num_layers=1,
+        size_px=(size_px, size_px),
+        fill=FILL,
+        device=device,
+    )
+
+
+class Comparison:
+    """The graphs of one device beside Pillow, on some images of a dataset.
+
+    Args:
+        images: int64 [n], which ones; Pillow must be able to decode them.
+        size_px: side of the square results.
+        device_id: the GPU, or None for the CPU graphs.
+    """
+
+    def __init__(
+        self, index: DatasetIndex, images: np.ndarray, size_px: int, device_id: int | None
+    ) -> None:
+        self._index = index
+        self._images = images
+        self._size_px = size_px
+        self._device_id = device_id
+        self._device = "cpu" if device_id is None else "gpu"
+        self._bad_images = BadImages(index, "raise")
+        self._decoder: Pipeline | None = None
+        num_threads = threads_per_process(1)
+        self._options: dict[str, Any] = {"num_threads": num_threads, "device_id": device_id}
+        self._graph_options: dict[str, Any] = {
+            "batch_size": BATCH_SIZE,
+            "num_threads": num_threads,
+            "device": torch.device("cpu" if device_id is None else f"cuda:{device_id}"),
+            "prefetch": PREFETCH,
+            "source": index.image_source,
+        }
+
+    def stages(self) -> Iterator[Stage]:
+        """Yield the stages, each compared on all images. A GPU's JPEG decoder has no limits."""
+        on_cpu = self._device_id is None
+        yield self._decode(EXACT if on_cpu else None)
+        for interpolation in INTERPOLATIONS:
+            yield self._crop(interpolation, "roi")
+        yield self._crop("bilinear", "full")
+        for name in OPERATIONS:
+            yield self._operation(name, "bilinear", GEOMETRIC if name in WARPS else POINT_OR_BLEND)
+        for name in WARPS:
+            yield self._operation(name, "bicubic", None)
+        yield self._train()
+        yield self._eval("evaluation transform", self._decoded, RESIZED)
+        if not on_cpu:
+            yield self._eval("decode + evaluation transform", self._pillow, None)
+
+    def _decode(self, limits: Limits | None) -> Stage:
+        stage = Stage("decode", limits)
+        for image in self._images.tolist():
+            ours, reference = self._decoded(image), self._pillow(image)
+            stage.add(np.asarray(ours), np.asarray(reference), self._label(image))
+        return stage
+
+    def _crop(self, interpolation: str, decode_mode: DecodeMode) -> Stage:
+        """Starts from what this device decodes, so that the resize alone differs."""
+        transform = TrainTransform(
+            self._size_px, interpolation=interpolation, decode_mode=decode_mode
+        )
+        stage = Stage(f"crop + resize + flip, {interpolation}, {decode_mode} decode", RESIZED)
+        for spec, row, ours in self._train_rows(transform):
+            image = int(spec.indices[row])
+            reference = self._cropped(self._decoded(image), transform, spec, row)
+            stage.add(ours, np.asarray(reference), self._label(image))
+        return stage
+
+    def _train(self) -> Stage:
+        stage = Stage(f"training transform, {POLICY_NAME}", None)
+        for ours, reference, label in self.train_pairs():
+            stage.add(ours, reference, label)
+        return stage
+
+    def train_pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray, str]]:
+        """Yield training images, Pillow's from the same files and draws, and what was drawn.
+
+        The images are uint8 [size_px, size_px, 3].
+        """
+        transform = TrainTransform(self._size_px, randaugment=POLICY)
+        for spec, row, ours in self._train_rows(transform):
+            image = int(spec.indices[row])
+            reference = self._cropped(self._pillow(image), transform, spec, row)
+            numbers = uniforms(
+                0, spec.epoch, Stream.RANDAUGMENT, spec.positions, POLICY.num_uniforms
+            )
+            draws = POLICY.draw(numbers)
+            label = self._label(image)
+            for layer in np.flatnonzero(draws.operation[row] >= 0):
+                name = OPERATIONS[draws.operation[row, layer]]
+                magnitude, negate = draws.magnitude[row, layer], draws.negate[row, layer]
+                reference = apply_operation(
+                    reference, name, magnitude, negate, POLICY.increasing, FILL
+                )
+                label += f", {name} {magnitude:.1f}"
+            yield ours, np.asarray(reference), label
+
+    def _eval(
+        self, name: str, decode_image: Callable[[int], Image.Image], limits: Limits | None
+    ) -> Stage:
+        geometry = EvalGeometry(self._size_px, CROP_RATIO)
+        stage = Stage(f"{name}, {self._size_px}/{CROP_RATIO} bicubic", limits)
+        samples = EvalSamples(self._index, EvalLayout(len(self._index), BATCH_SIZE), geometry)
+        build = eval_graph(self._size_px, "bicubic", **self._graph_options)
+        for spec, row, ours in self._rows(samples, build, self._specs(num_epochs=1)):
+            image = int(spec.indices[row])
+            reference = eval_transform(decode_image(image), geometry, "bicubic")
+            stage.add(ours, np.asarray(reference), self._label(image))
+        return stage
+
+    def _operation(self, name: str, interpolation: str, limits: Limits | None) -> Stage:
+        suffix = ", bicubic in Pillow" if interpolation == "bicubic" else ""
+        stage = Stage(name + suffix, limits)
+        magnitudes = (10.0,) if name in WITHOUT_MAGNITUDE else MAGNITUDES
+        directions = (False,) if name in WITHOUT_DIRECTION else (False, True)
+        for magnitude in magnitudes:
+            for negate in directions:
+                sign = "-" if negate else "+" if len(directions) == 2 else ""
+                outputs = self._run_operation(name, magnitude, negate)
+                for image, before, ours in zip(
+                    self._images.tolist(), self._small_images, outputs, strict=True
+                ):
+                    reference = apply_operation(
+                        before, name, magnitude, negate, POLICY.increasing, FILL, interpolation
+                    )
+                    label = f"{self._label(image)}, {sign}{magnitude}"
+                    stage.add(ours, np.asarray(reference), label)
+        return stage
+
+    def _run_operation(self, name: str, magnitude: float, negate: bool) -> Iterator[np.ndarray]:
+        policy = replace(POLICY, num_layers=1)
+        for start in range(0, len(self._small_images), BATCH_SIZE):
+            images = self._small_images[start : start + BATCH_SIZE]
+            batch = np.stack([np.asarray(image) for image in images])
+            shape = (len(batch), 1)
+            draws = RandAugmentDraws(
+                operation=np.full(shape, OPERATIONS.index(name), np.int8),
+                magnitude=np.full(shape, magnitude),
+                negate=np.full(shape, negate),
+            )
+            operands = policy.to_operands(draws, (self._size_px, self._size_px))
+            (output,) = self._operations.run(images=batch, **operands)
+            yield from output.as_cpu().as_array()
+
+    @cached_property
+    def _operations(self) -> Pipeline:
+        return _operation_graph(
+            self._device,
+            self._size_px,
+            batch_size=BATCH_SIZE,
+            prefetch_queue_depth=1,
+            **self._options,
+        )
+
+    @cached_property
+    def _small_images(self) -> list[Image.Image]:
+        """What the operations are compared on."""
+        geometry = EvalGeometry(self._size_px, CROP_RATIO)
+        return [eval_transform(self._pillow(i), geometry, "bicubic") for i in self._images.tolist()]
+
+    def _train_rows(self, transform: TrainTransform) -> Iterator[tuple[BatchSpec, int, np.ndarray]]:
+        samples = TrainSamples(self._index, BatchLayout(BATCH_SIZE, BATCH_SIZE), transform)
+        build = train_graph(transform, fill=FILL, **self._graph_options)
+        yield from self._rows(samples, build, self._specs(NUM_EPOCHS))
+
+    def _specs(self, num_epochs: int) -> list[BatchSpec]:
+        return [
+            BatchSpec(images, len(images), epoch, range(start, start + len(images)))
+            for epoch in range(num_epochs)
+            for start in range(0, len(self._images), BATCH_SIZE)
+            for images in [self._images[start : start + BATCH_SIZE]]
+        ]
+
+    def _rows(
+        self, samples: Samples, build: Callable[[], Pipeline], specs: Iterable[BatchSpec]
+    ) -> Iterator[tuple[BatchSpec, int, np.ndarray]]:
+        """Yield the specification, the row and the output uint8 [H, W, 3] of each sample."""
+        device = self._graph_options["device"]
+        loader = Loader(samples, build, device, PREFETCH, self._bad_images)
+        for spec, batch in zip(specs, loader.batches(specs), strict=True):
+            for row, image in enumerate(batch.images.cpu().numpy()):
+                yield spec, row, image
+
+    def _cropped(
+        self, image: Image.Image, transform: TrainTransform, spec: BatchSpec, row: int
+    ) -> Image.Image:
+        # In this mode the inputs hold the window in whole pixels.
+        inputs = replace(transform, decode_mode="roi", randaugment=None).graph_inputs(
+            lambda stream, width: uniforms(0, spec.epoch, stream, spec.positions, width),
+            self._index.widths[spec.indices],
+            self._index.heights[spec.indices],
+        )
+        (top, left), (height, width) = inputs["anchor"][row], inputs["shape"][row]
+        codes = {int(code): name for name, code in INTERPOLATIONS.items()}
+        return crop_resize_flip(
+            image,
+            (left, top, left + width, top + height),
+            transform.size_px,
+            codes[int(inputs["interpolation"][row])],
+            flip=inputs["start"][row, 1] > inputs["end"][row, 1],
+        )
+
+    def _label(self, image: int) -> str:
+        return self._index.name(image).removeprefix(f"{self._index.root}/")
+
+    def _pillow(self, image: int) -> Image.Image:
+        with self._index.open(image) as file:
+            return Image.open(file).convert("RGB")
+
+    def _decoded(self, image: int) -> Image.Image:
+        """What this device decodes."""
+        self._decoder = self._decoder or _decode_graph(
+            self._device,
+            self._index.image_source,
+            batch_size=1,
+            prefetch_queue_depth=1,
+            **self._options,
+        )
+        try:
+            (output,) = self._decoder.run(**self._bad_images.conversions.image_inputs(image))
+        except RuntimeError as error:
+            self._decoder = None  # DALI drops a pipeline that failed
+            # Raises unless Pillow converts it.
+            self._bad_images.find(np.array([image]), error, self._device_id)
+            return self._decoded(image)
+        return Image.fromarray(np.asarray(output.as_cpu().at(0)))

@@ -1,0 +1,65 @@
+"""The transforms of a recipe with Pillow alone, one image at a time: what `dali_rsb.parity`
+compares the DALI pipelines with. The tests compare these functions with timm's."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from dali_rsb.draws.crops import EvalGeometry
+from dali_rsb.draws.operations import OPERATIONS, RECORDS
+from dali_rsb.draws.randaugment import RandAugmentPolicy
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def crop_resize_flip(
+    image: Image.Image,
+    box: tuple[int, int, int, int],
+    size_px: int,
+    interpolation: str,
+    flip: bool,
+) -> Image.Image:
+    """RandomResizedCrop once its window is chosen, then the mirroring.
+
+    Args:
+        box: left, top, right, bottom.
+        interpolation: "bilinear" or "bicubic".
+    """
+    image = image.crop(box).resize((size_px, size_px), FILTERS[interpolation])
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
+
+
+def eval_transform(image: Image.Image, geometry: EvalGeometry, interpolation: str) -> Image.Image:
+    """Resize the shorter edge to `geometry.resize_px`, then take the centre."""
+    shorter = min(image.size)
+    width, height = (int(geometry.resize_px * side / shorter) for side in image.size)
+    image = image.resize((width, height), FILTERS[interpolation])
+    size = geometry.size_px
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def apply_operation(
+    image: Image.Image,
+    name: str,
+    magnitude: float,
+    negate: bool,
+    increasing: bool,
+    fill: tuple[int, int, int],
+    interpolation: str = "bilinear",
+) -> Image.Image:
+    """One operation of timm's RandAugment; `name` is one of `randaugment.OPERATIONS`.
+
+    Args:
+        magnitude: after noise and clipping.
+        negate: take the negative direction, where there are two.
+        increasing: of the increasing set (`inc1`).
+        fill: colour of what geometric operations bring in.
+        interpolation: of the geometric operations.
+    """
+    record = RECORDS[OPERATIONS.index(name)]
+    strength = RandAugmentPolicy(increasing=increasing).strength(
+        np.array([magnitude]), np.array([negate])
+    )
+    return record.pillow(image, strength, fill, FILTERS[interpolation])

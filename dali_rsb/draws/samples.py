@@ -1,0 +1,221 @@
+"""What a batch is before it is decoded: indices, labels and draws, as inputs of the graphs.
+
+Everything here is a pure function of (seed, epoch, position) and the dataset index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dali_rsb.dataset import DatasetIndex
+from dali_rsb.draws.crops import CROP_UNIFORMS, EvalGeometry, Windows, random_resized_crop
+from dali_rsb.draws.mixing import MixDraws, MixPolicy
+from dali_rsb.draws.order import BatchLayout, EvalLayout, epoch_length, epoch_order
+from dali_rsb.draws.philox import Draw, Stream, uniforms
+from dali_rsb.draws.randaugment import RandAugmentPolicy
+from pipelines.decoding import INTERPOLATIONS, DecodeMode
+
+# Uniforms of the crop stream: the window, then flip and interpolation.
+FLIP, INTERPOLATION = CROP_UNIFORMS, CROP_UNIFORMS + 1
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Training augmentation of one image; names and defaults are timm's.
+
+    Attributes:
+        size_px: side of the square result.
+        scale, ratio: RandomResizedCrop's ranges of area share and aspect ratio.
+        hflip, vflip: probability of mirroring left-right, and of turning upside down.
+        interpolation: "bilinear", "bicubic" or "random" (one of the two for each image).
+        randaugment: policy, or None.
+        decode_mode: which part of an image is decoded, and how often.
+    """
+
+    size_px: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    interpolation: str = "random"
+    randaugment: RandAugmentPolicy | None = None
+    decode_mode: DecodeMode = "roi"
+    vflip: float = 0.0
+
+    @property
+    def randaugment_layers(self) -> int:
+        return 0 if self.randaugment is None else self.randaugment.num_layers
+
+    def graph_inputs(
+        self, draw: Draw, widths: np.ndarray, heights: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Draw the augmentations as inputs of the training graph, the images left out.
+
+        Args:
+            draw: gives the uniforms of the rows.
+            widths, heights: [rows], of the images in pixels.
+        """
+        numbers = draw(Stream.CROP, INTERPOLATION + 1)
+        windows = random_resized_crop(
+            widths, heights, numbers[:, :CROP_UNIFORMS], self.scale, self.ratio
+        )
+        inputs = self._window_inputs(windows, flip=numbers[:, FLIP] < self.hflip)
+        inputs["interpolation"] = self._interpolations(numbers[:, INTERPOLATION])
+        if self.vflip > 0:
+            numbers = draw(Stream.VERTICAL_FLIP, 1)
+            _swap_ends(inputs["start"], inputs["end"], numbers[:, 0] < self.vflip, axis=0)
+        if self.randaugment is not None:
+            draws = self.randaugment.draw(draw(Stream.RANDAUGMENT, self.randaugment.num_uniforms))
+            inputs |= self.randaugment.to_operands(draws, (self.size_px, self.size_px))
+        return inputs
+
+    def _window_inputs(self, windows: Windows, flip: np.ndarray) -> dict[str, np.ndarray]:
+        start = np.stack([windows.top, windows.left], axis=1)
+        size = np.stack([windows.height, windows.width], axis=1)
+        inputs = {}
+        if self.decode_mode == "roi":
+            inputs = {"anchor": start.astype(np.int32), "shape": size.astype(np.int32)}
+            start = np.zeros_like(start)
+        end = start + size
+        _swap_ends(start, end, flip, axis=1)
+        inputs |= {"start": start.astype(np.float32), "end": end.astype(np.float32)}
+        return inputs
+
+    def _interpolations(self, numbers: np.ndarray) -> np.ndarray:
+        bilinear, bicubic = (int(INTERPOLATIONS[name]) for name in ("bilinear", "bicubic"))
+        if self.interpolation == "random":
+            return np.where(numbers < 0.5, bilinear, bicubic).astype(np.int32)
+        return np.full(len(numbers), int(INTERPOLATIONS[self.interpolation]), np.int32)
+
+
+def _swap_ends(start: np.ndarray, end: np.ndarray, rows: np.ndarray, axis: int) -> None:
+    """Swap the ends of some windows in y (axis 0) or x (axis 1): the resize mirrors as it goes."""
+    start[rows, axis], end[rows, axis] = end[rows, axis], start[rows, axis].copy()
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """Which images make a batch: `indices` int64 [B]; rows from `num_valid` on are padding."""
+
+    indices: np.ndarray
+    num_valid: int
+    epoch: int = 0
+    positions: range = range(0)
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """One run of the graph: the rows of one or more batches, one batch after the other.
+
+    Attributes:
+        inputs: of the graph, by name.
+        labels: int64 [rows].
+        mixes: the mixing of each batch, or None.
+    """
+
+    inputs: dict[str, Any]
+    labels: np.ndarray
+    mixes: tuple[MixDraws | None, ...]
+
+    @property
+    def images(self) -> list[np.ndarray]:
+        """Names of the images' files, or the encoded images: uint8 [num_bytes] each."""
+        images: list[np.ndarray] = self.inputs["path" if "path" in self.inputs else "encoded"]
+        return images
+
+
+@dataclass(frozen=True)
+class TrainSamples:
+    """The training epochs of one process."""
+
+    index: DatasetIndex
+    layout: BatchLayout
+    transform: TrainTransform
+    mixing: MixPolicy | None = None
+    mixing_off_epoch: int = 0
+    repeats: int = 1
+    seed: int = 0
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer updates of an epoch; a tail below one global batch is left out."""
+        return epoch_length(len(self.index), self.repeats) // self.layout.global_batch
+
+    def specs(self, epoch: int, first_update: int = 0) -> Iterator[BatchSpec]:
+        """Yield the micro-batches of an epoch in order, from an update on."""
+        order = epoch_order(len(self.index), self.seed, epoch, self.repeats)
+        for update in range(first_update, self.updates_per_epoch):
+            for micro_batch in range(self.layout.accumulation):
+                positions = self.layout.positions(update, micro_batch)
+                indices = order[positions.start : positions.stop : positions.step]
+                yield BatchSpec(indices, len(indices), epoch, positions)
+
+    def stream(self, epoch: int, end_epoch: int, first_update: int = 0) -> Iterator[BatchSpec]:
+        """Yield the micro-batches of all epochs before `end_epoch`, entering at an update."""
+        for number in range(epoch, end_epoch):
+            yield from self.specs(number, first_update if number == epoch else 0)
+
+    def prepare(self, *specs: BatchSpec) -> PreparedRun:
+        index, indices = self.index, joined_indices(specs)
+
+        def draw(stream: Stream, width: int) -> np.ndarray:
+            numbers = [uniforms(self.seed, s.epoch, stream, s.positions, width) for s in specs]
+            return np.concatenate(numbers)
+
+        inputs = index.image_inputs(indices)
+        if self.transform.decode_mode == "shared":
+            inputs |= shared_decode_inputs(indices)
+        inputs |= self.transform.graph_inputs(draw, index.widths[indices], index.heights[indices])
+        mixes = tuple(self._mix(spec) for spec in specs)
+        return PreparedRun(inputs, np.asarray(index.labels[indices]), mixes)
+
+    def _mix(self, spec: BatchSpec) -> MixDraws | None:
+        if self.mixing is None:
+            return None
+        if 0 < self.mixing_off_epoch <= spec.epoch:
+            return MixDraws.none(len(spec.indices))
+        positions = np.asarray(spec.positions)
+        return self.mixing.draw(self.seed, spec.epoch, positions, self.transform.size_px)
+
+
+@dataclass(frozen=True)
+class EvalSamples:
+    """The evaluation images of one process, each once."""
+
+    index: DatasetIndex
+    layout: EvalLayout
+    geometry: EvalGeometry
+
+    def specs(self) -> Iterator[BatchSpec]:
+        """Yield the batches in order; every process yields the same number."""
+        for indices, num_valid in self.layout.batches():
+            yield BatchSpec(indices, num_valid)
+
+    def prepare(self, *specs: BatchSpec) -> PreparedRun:
+        index, indices = self.index, joined_indices(specs)
+        start, end = self.geometry.source_windows(index.widths[indices], index.heights[indices])
+        inputs = index.image_inputs(indices) | {"start": start, "end": end}
+        return PreparedRun(inputs, np.asarray(index.labels[indices]), (None,) * len(specs))
+
+
+def joined_indices(specs: Sequence[BatchSpec]) -> np.ndarray:
+    """The images of some batches, one batch after the other: int64 [rows]."""
+    return np.concatenate([spec.indices for spec in specs])
+
+
+def shared_decode_inputs(indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Which rows decode, and which row's image each row takes; see pipelines.decoding."""
+    _, first, which = np.unique(indices, return_index=True, return_inverse=True)
+    source = first[which]
+    return {"is_first": source == np.arange(len(indices)), "source": source.astype(np.int32)}
+
+
+def replace_indices(spec: BatchSpec, replacements: dict[int, int]) -> BatchSpec:
+    """The same batch with some images replaced; positions, and so draws, stay."""
+    if not replacements:
+        return spec
+    indices = np.array([replacements.get(int(i), int(i)) for i in spec.indices], np.int64)
+    return replace(spec, indices=indices)

@@ -1,0 +1,212 @@
+"""`DaliLoader`: a loader for any PyTorch program, decoding and augmenting by DALI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
+from dali_rsb.dataset.image_list import ImageList, Source, image_list, without
+from dali_rsb.draws.crops import EvalGeometry
+from dali_rsb.draws.erasing import ErasingPolicy
+from dali_rsb.draws.mixing import MixPolicy
+from dali_rsb.draws.order import EpochSampler
+from dali_rsb.draws.randaugment import RandAugmentPolicy
+from dali_rsb.draws.samples import TrainTransform
+from dali_rsb.dropin.epoch_loader import (
+    EpochLoader,
+    Evaluation,
+    Output,
+    Placement,
+    Resources,
+    Training,
+    default_threads,
+    resolve_device,
+)
+from dali_rsb.errors import UserError
+from dali_rsb.kernels.random_erasing import EraseMode
+from dali_rsb.loader.bad_images import BadImages, OnBadImage
+from pipelines.decoding import INTERPOLATIONS
+
+
+class DaliLoader(EpochLoader):
+    """Loads a folder of images the way a torch `DataLoader` over an `ImageFolder` does, by DALI.
+
+    Iterating gives one epoch of `(images, targets)`: images [B, 3, size_px, size_px] of `dtype` on
+    `device`, normalised (unless uint8) and, by default, channels-last; targets int64 [B], or
+    float32 [B, number of classes] with mixup or CutMix. Both belong to the caller: later batches
+    never overwrite them. `len()` is the number of batches of an epoch.
+
+    Args:
+        root: folder of class folders (`root/CLASS/IMAGE.jpg`), folder of tar shards, text file with
+            `path<TAB>label` lines (see `dali_rsb.open_index`), an index of one of these,
+            torchvision's `ImageFolder` (its transform is not used), or a list of (path, label)
+            pairs.
+        batch_size: images of one batch of this process.
+        train: RandomResizedCrop, flip and what is asked for below, in place of resize and centre
+            crop; also the default of `shuffle` and `drop_last`.
+        size_px: side of the square images.
+        shuffle: draw a new order for each epoch; the same for any number of processes.
+        sampler: indices of this process, from any torch `Sampler` or other iterable; replaces
+            `shuffle`, `repeats` and sharing the images out. `dataset.targets` has the labels.
+        drop_last: leave out a last batch that is not full.
+        scale, ratio: ranges of RandomResizedCrop: share of the area, width / height.
+        hflip: probability of mirroring.
+        interpolation: "bilinear", "bicubic" or (train only) "random"; default "random" to train
+            and "bicubic" to evaluate.
+        randaugment: policy in timm's notation, e.g. "rand-m7-mstd0.5-inc1".
+        random_erasing: probability of erasing a box.
+        erase_mode: fill the box with the mean ("const"), a random colour ("rand") or noise
+            ("pixel").
+        mixup, cutmix: alphas; above 0 they mix the first image of a batch with the last and so on.
+        label_smoothing: of mixed targets.
+        repeats: repeated augmentation: an epoch shows 1 / repeats of the images, each so often.
+        crop_ratio: evaluation resizes the shorter edge to floor(size_px / crop_ratio).
+        resize_px: or to this.
+        dtype: of the images; torch.uint8 leaves them as decoded, 0..255.
+        mean, std: of the values scaled to [0, 1].
+        channels_last: memory format of the images.
+        device: default a GPU if there is one.
+        num_threads: CPU threads; default this process's share of the CPUs it may use.
+        prefetch: batches under way at once, at least 2; on a CPU rounded up to an even number.
+        hw_decoder_load: share of images for the GPU's JPEG engine, where it has one.
+        seed: of order and draws.
+        num_replicas, rank: processes that share an epoch; default torch.distributed's, or one. To
+            evaluate, they are given equally many images, the first ones twice if need be.
+        exclude: files to leave out: paths, absolute or relative to the root (in shards, those of
+            the files that were packed, or SHARD:PATH as messages name them), or a text file with
+            one in each line.
+        on_bad_image: "substitute" puts the next image in the place of one that cannot be decoded
+            and warns, "raise" stops; default "substitute" to train and "raise" to evaluate.
+        max_bad_fraction: share of images that may be substituted.
+        cache_dir: where to store the dataset's index; see `dali_rsb.open_index`.
+
+    Raises:
+        UserError: the images cannot be used, arguments contradict each other, or a policy is
+            malformed.
+    """
+
+    dataset: ImageList
+
+    def __init__(
+        self,
+        root: Source,
+        batch_size: int,
+        *,
+        train: bool = False,
+        size_px: int = 224,
+        shuffle: bool | None = None,
+        sampler: Iterable[int] | None = None,
+        drop_last: bool | None = None,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        hflip: float = 0.5,
+        interpolation: str | None = None,
+        randaugment: str | None = None,
+        random_erasing: float = 0.0,
+        erase_mode: EraseMode = "pixel",
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        label_smoothing: float = 0.0,
+        repeats: float | None = None,
+        crop_ratio: float = 0.875,
+        resize_px: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        channels_last: bool = True,
+        device: str | torch.device | None = None,
+        num_threads: int | None = None,
+        prefetch: int = 3,
+        hw_decoder_load: float = 0.65,
+        seed: int = 0,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+        exclude: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
+        on_bad_image: OnBadImage | None = None,
+        max_bad_fraction: float = 0.001,
+        cache_dir: Path | None = None,
+    ) -> None:
+        _check(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
+        _check(prefetch >= 2, f"prefetch={prefetch} must be at least 2")
+        mixes, erases = mixup > 0 or cutmix > 0, random_erasing > 0
+        _check(
+            train or not (mixes or erases or randaugment or repeats),
+            "mixup, cutmix, random_erasing, randaugment and repeats need train=True",
+        )
+        _check(
+            dtype != torch.uint8 or not (mixes or erases),
+            "mixup, cutmix and random_erasing need normalised images: give a floating dtype",
+        )
+        _check(
+            sampler is None or shuffle is None, "give either sampler or shuffle, as to a DataLoader"
+        )
+        interpolation = interpolation or ("random" if train else "bicubic")
+        names = [*INTERPOLATIONS, "random"] if train else [*INTERPOLATIONS]
+        _check(interpolation in names, f"interpolation={interpolation!r} is not one of {names}")
+
+        images = without(image_list(root, cache_dir), exclude)
+        current = Placement.current()
+        placement = Placement(
+            current.num_replicas if num_replicas is None else num_replicas,
+            current.rank if rank is None else rank,
+        )
+        process: Training | Evaluation
+        if train:
+            process = Training(
+                TrainTransform(
+                    size_px,
+                    scale,
+                    ratio,
+                    hflip,
+                    interpolation,
+                    None if randaugment is None else RandAugmentPolicy.parse(randaugment),
+                    "shared" if (repeats or 1) > placement.num_replicas else "roi",
+                ),
+                MixPolicy(mixup, cutmix, partners="ends") if mixes else None,
+                ErasingPolicy(random_erasing, erase_mode) if erases else None,
+                len(images.classes),
+                label_smoothing,
+            )
+        else:
+            if resize_px is not None:
+                crop_ratio = size_px / (resize_px + 0.5)  # which rounds down to resize_px
+            process = Evaluation(EvalGeometry(size_px, crop_ratio), interpolation)
+        if sampler is None:
+            sampler = EpochSampler(
+                len(images),
+                shuffle=train if shuffle is None else shuffle,
+                repeats=repeats,
+                seed=seed,
+                num_replicas=placement.num_replicas,
+                rank=placement.rank,
+            )
+        super().__init__(
+            images,
+            batch_size,
+            sampler,
+            train if drop_last is None else drop_last,
+            process,
+            Output(dtype, mean, std, channels_last),
+            Resources(
+                resolve_device(device), num_threads or default_threads(), prefetch, hw_decoder_load
+            ),
+            BadImages(
+                images.index,
+                on_bad_image or ("substitute" if train else "raise"),
+                max_bad_fraction,
+            ),
+            seed,
+            placement,
+        )
+
+    def __enter__(self) -> DaliLoader:
+        return self
+
+
+def _check(is_right: bool, message: str) -> None:
+    if not is_right:
+        raise UserError(message)

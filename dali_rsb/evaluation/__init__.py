@@ -1,0 +1,1 @@
+"""Accuracy of models over a validation set."""

@@ -1,0 +1,175 @@
+"""Images that DALI cannot decode, or decodes to other pixels than Pillow: Pillow decodes each once,
+into a copy that takes its place from then on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dali_rsb.dataset import DatasetIndex
+from dali_rsb.dataset.image_header import ImageFormat
+from dali_rsb.dataset.storage import USER_CACHE
+from dali_rsb.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# GIF is not decoded by DALI. By `ImageFormat`, as a table to index.
+_NEEDS_PILLOW = np.isin(np.arange(256), [ImageFormat.GIF, ImageFormat.OTHER])
+
+_NUM_THREADS = 8  # Pillow releases the interpreter lock while it decodes
+
+
+class Conversions:
+    """Keeps the converted copies of one dataset's images.
+
+    A copy is a PPM file: DALI decodes it exactly, in half the time of a JPEG of that size and a
+    tenth of that of a PNG. It is made when an image is first used, named after the path, time and
+    size of the original (or of its shard), and kept for later runs in `converted` inside the
+    stored index, or in `~/.cache/dali_rsb/converted` where the index is stored nowhere or not
+    writable. Any number of processes may convert the same image at once.
+    """
+
+    def __init__(self, index: DatasetIndex) -> None:
+        self._index = index
+        self._copies: dict[int, Path] = {}
+        self._undecodable: set[int] = set()  # by Pillow
+        self._announced = False
+
+    def substitute(
+        self, arrays: list[npt.NDArray[np.uint8]], indices: npt.NDArray[np.int64]
+    ) -> None:
+        """Put copies in the place of images that Pillow must decode: their paths or their bytes.
+
+        An image that Pillow cannot decode either stays.
+
+        Args:
+            arrays: `DatasetIndex.image_arrays` of the images; changed in place.
+            indices: [len(arrays)], the images.
+
+        Raises:
+            UserError: no folder for the copies is writable, or it is full.
+        """
+        odd = _NEEDS_PILLOW[self._index.formats[indices]]
+        if odd.any():
+            self._convert_all(set(indices[odd].tolist()) - self._copies.keys() - self._undecodable)
+        if self._copies:
+            for row, image in enumerate(indices.tolist()):
+                if image in self._copies:
+                    arrays[row] = self._array_of_copy(image)
+
+    def image_array(self, image: int) -> npt.NDArray[np.uint8]:
+        """What a graph is to be given for one image; see `DatasetIndex.image_arrays`."""
+        array: npt.NDArray[np.uint8] = self.image_inputs(image)[self._index.image_source][0]
+        return array
+
+    def image_inputs(self, image: int) -> dict[str, Any]:
+        """The inputs of a graph for one image; see `DatasetIndex.image_inputs`."""
+        inputs = self._index.image_inputs(np.array([image]))
+        self.substitute(inputs[self._index.image_source], np.array([image]))
+        return inputs
+
+    def _array_of_copy(self, image: int) -> npt.NDArray[np.uint8]:
+        if self._index.image_source == "path":
+            return np.frombuffer(os.fsencode(self._copies[image]), np.uint8)
+        try:
+            return np.fromfile(self._copies[image], np.uint8)
+        except FileNotFoundError:  # somebody has tidied up
+            self._convert(image)
+            return np.fromfile(self._copies[image], np.uint8)
+
+    def convert_rejected(self, image: int) -> bool:
+        """Convert an image that DALI rejects; return False if Pillow cannot decode it either, or
+        if it was a copy, and still is there, that DALI rejected."""
+        copy = self._copies.get(image)
+        if copy is not None and copy.exists():
+            return False
+        if not self._convert(image):
+            return False
+        logger.info(
+            "%s is decoded by Pillow, as DALI rejects it; copy in %s",
+            self._index.name(image),
+            self._folder,
+        )
+        return True
+
+    def _convert_all(self, images: Iterable[int]) -> None:
+        images = list(images)
+        if not images:
+            return
+        if not self._announced:
+            self._announce()
+        Image.init()  # threads that load plugins at the same time get in each other's way
+        with ThreadPoolExecutor(min(_NUM_THREADS, len(images))) as pool:
+            list(pool.map(self._convert, images))
+
+    def _announce(self) -> None:
+        odd = np.flatnonzero(_NEEDS_PILLOW[self._index.formats])
+        logger.info(
+            "%d of %d images in %s are decoded by Pillow, as DALI does not decode them to the same "
+            "pixels: %s%s; copies in %s",
+            len(odd),
+            len(self._index),
+            self._index.origin,
+            ", ".join(str(self._index.path(i).relative_to(self._index.root)) for i in odd[:3]),
+            ", ..." if len(odd) > 3 else "",
+            self._folder,
+        )
+        self._announced = True
+
+    def _convert(self, image: int) -> bool:
+        """Make the copy of one image unless there is one; False if Pillow cannot decode it."""
+        try:
+            digest = hashlib.sha256(os.fsencode(self._index.stamp(image))).hexdigest()
+            copy = self._folder / f"{digest[:32]}.ppm"
+            pixels = None
+            if not copy.exists():
+                with self._index.open(image) as file:
+                    pixels = Image.open(file).convert("RGB")
+        except UserError:
+            raise
+        except Exception:  # Pillow's plugins raise nearly every type on damaged files
+            self._undecodable.add(image)
+            return False
+        if pixels is not None:
+            _write(copy, pixels)
+        self._copies[image] = copy
+        return True
+
+    @property
+    def _folder(self) -> Path:
+        place = self._index.place
+        if place is not None and os.access(place, os.W_OK | os.X_OK):
+            return place / "converted"
+        try:
+            return USER_CACHE.expanduser() / "converted"
+        except RuntimeError as error:
+            raise UserError(
+                f"this user has no home directory for converted copies of images of "
+                f"{self._index.origin}: set data.index to a writable folder"
+            ) from error
+
+
+def _write(target: Path, image: Image.Image) -> None:
+    partial = target.with_name(f".{target.stem}-{secrets.token_hex(8)}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        image.save(partial, "PPM")
+        partial.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UserError(
+            f"cannot write a converted copy of an image to {target.parent} ({error.strerror}): "
+            "make room there, or set data.index to a writable folder"
+        ) from error

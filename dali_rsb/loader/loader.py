@@ -1,0 +1,188 @@
+"""The loader: batches of decoded images on the device, a few of them always under way."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline
+from torch import Tensor
+
+from dali_rsb.draws.mixing import MixDraws
+from dali_rsb.draws.samples import BatchSpec, PreparedRun, joined_indices, replace_indices
+from dali_rsb.loader.bad_images import BadImages
+from dali_rsb.loader.builders import device_id
+from dali_rsb.loader.executor import TakingTurns
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """A batch's mixing on the device; see `dali_rsb.draws.mixing.MixDraws` for the fields."""
+
+    partner: Tensor  # int64 [B]
+    pixel_lam: Tensor  # float32 [B]
+    box: Tensor  # int32 [B, 4]
+    lam: Tensor  # float32 [B]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One device batch.
+
+    Attributes:
+        images: uint8 [B, H, W, 3], contiguous; no later batch overwrites them.
+        labels: int64 [B].
+        num_valid: rows from here on are padding (evaluation only).
+        mixing: who mixes with whom, or None.
+    """
+
+    images: Tensor
+    labels: Tensor
+    num_valid: int
+    mixing: Mixing | None = None
+
+
+class Samples(Protocol):
+    """What the loader loads: `TrainSamples` or `EvalSamples`."""
+
+    def prepare(self, *specs: BatchSpec) -> PreparedRun:
+        """Turn indices and positions into the inputs of one run of the graph."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of the graph that is under way, and the batches that come of it."""
+
+    specs: tuple[BatchSpec, ...]
+    prepared: PreparedRun
+
+
+class Loader:
+    """Decodes batches through a DALI graph, some of them ahead of the one in use.
+
+    A run of the graph has a fixed cost, operator by operator; where batches are small, several of
+    them share a run. The images of a run are one tensor, freed with the last of its batches.
+
+    Args:
+        samples: says what a batch specification means.
+        build_pipeline: makes the graph; its inputs must be those that `samples` prepares, and its
+            batch size must suffice for a run.
+        device: where labels and draws go; the graph's own device.
+        prefetch: runs under way in a pipeline; it must have been built with the same depth.
+        bad_images: what to do about images that cannot be decoded.
+        batches_per_run: how many batches share a run.
+        pipelines: how many pipelines take turns (see `graph_runner.Division`).
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        build_pipeline: Callable[[], Pipeline],
+        device: torch.device,
+        prefetch: int,
+        bad_images: BadImages,
+        batches_per_run: int = 1,
+        pipelines: int = 1,
+    ) -> None:
+        self._samples = samples
+        self._device = device
+        self._runner = TakingTurns(build_pipeline, prefetch, pipelines)
+        self._bad_images = bad_images
+        self._batches_per_run = batches_per_run
+
+    @property
+    def prefetch(self) -> int:
+        """Runs of the graph under way, in all pipelines."""
+        return self._runner.prefetch
+
+    @property
+    def batches_under_way(self) -> int:
+        """Batches in all runs under way."""
+        return self.prefetch * self._batches_per_run
+
+    def with_samples(self, samples: Samples) -> Loader:
+        """A view of this loader, with its pipelines and bad images, that loads other samples."""
+        view = copy.copy(self)
+        view._samples = samples
+        return view
+
+    def batches(self, specs: Iterable[BatchSpec]) -> Generator[Batch, None, None]:
+        """Yield the batches of `specs` in order. Stopping early is safe.
+
+        Raises:
+            UserError: an image cannot be decoded and may not be replaced.
+        """
+        waiting: deque[_Run] = deque()
+        specs = iter(specs)
+        try:
+            while of_run := tuple(itertools.islice(specs, self._batches_per_run)):
+                waiting.append(self._submit(of_run))
+                if len(waiting) == self.prefetch:
+                    yield from self._take(waiting)
+            while waiting:
+                yield from self._take(waiting)
+        finally:
+            self._runner.discard()
+
+    def close(self) -> None:
+        """Free the pipelines with their threads and buffers; the next batches build them anew."""
+        self._runner.reset()
+
+    def _submit(self, specs: tuple[BatchSpec, ...]) -> _Run:
+        specs = tuple(replace_indices(spec, self._bad_images.replacements) for spec in specs)
+        prepared = self._samples.prepare(*specs)
+        self._bad_images.conversions.substitute(prepared.images, joined_indices(specs))
+        self._runner.submit(prepared.inputs)
+        return _Run(specs, prepared)
+
+    def _take(self, waiting: deque[_Run]) -> Iterator[Batch]:
+        while True:
+            try:
+                images = self._runner.take()
+            except RuntimeError as error:
+                self._recover(waiting, error)
+            else:
+                return self._assemble(images, waiting.popleft())
+
+    def _recover(self, waiting: deque[_Run], error: RuntimeError) -> None:
+        """Replace the images that made the graph fail and start the runs under way again."""
+        runs = [run.specs for run in waiting]
+        indices = np.unique(np.concatenate([joined_indices(specs) for specs in runs]))
+        self._bad_images.find(indices, error, device_id(self._device))
+        self._runner.reset()
+        waiting.clear()
+        waiting.extend(self._submit(specs) for specs in runs)
+
+    def _assemble(self, images: Tensor, run: _Run) -> Iterator[Batch]:
+        labels = self._to_device(run.prepared.labels.astype(np.int64))
+        sizes = [len(spec.indices) for spec in run.specs]
+        parts = zip(images.split(sizes), labels.split(sizes), strict=True)
+        for spec, mix, (part, of_part) in zip(run.specs, run.prepared.mixes, parts, strict=True):
+            yield Batch(part, of_part, spec.num_valid, self._mixing(mix))
+
+    def _mixing(self, mix: MixDraws | None) -> Mixing | None:
+        if mix is None:
+            return None
+        return Mixing(
+            partner=self._to_device(mix.partner),
+            pixel_lam=self._to_device(mix.pixel_lam),
+            box=self._to_device(mix.box),
+            lam=self._to_device(mix.lam),
+        )
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self._device.type == "cuda":
+            with torch.cuda.device(self._device):  # pinning would start up the current one
+                return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor

@@ -1,1 +1,0 @@
-"""Holding the pixels of the DALI graphs against Pillow's and timm's; see `__main__`."""

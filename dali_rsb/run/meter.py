@@ -1,0 +1,167 @@
+"""Measuring a run: loss, speed and the share of time spent waiting for data.
+
+Readings are the only places where the host waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dali_rsb.loader.loader import Batch
+from dali_rsb.run.processes import Processes
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What happened in an interval.
+
+    Attributes:
+        loss: mean over the updates that were not skipped and over all processes; NaN if all were.
+        img_per_s: images of all processes.
+        data_wait: percent of the time.
+        updates: how many, skipped ones included.
+        skipped: updates skipped for inf or NaN in their gradients.
+        skipped_in_row: the last so many updates were skipped; may reach back further than the
+            interval.
+    """
+
+    loss: float
+    img_per_s: float
+    data_wait: float
+    updates: int
+    skipped: int = 0
+    skipped_in_row: int = 0
+
+
+class Meter:
+    """Adds up losses and waiting times; `read` reports an interval, `read_epoch` all of them.
+
+    Args:
+        processes: those that train together.
+        images_per_update: the global batch.
+    """
+
+    def __init__(self, processes: Processes, images_per_update: int) -> None:
+        self._processes = processes
+        self._images_per_update = images_per_update
+        self._wait_timer = WaitTimer(processes.device)
+        self._loss = torch.zeros((), device=processes.device)
+        self._skipped = torch.zeros((), device=processes.device)
+        self._skipped_in_row = torch.zeros((), device=processes.device)
+        self._updates = 0
+        self._start_s = time.perf_counter()
+        self._epoch = _Totals()
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; the time until each is there counts as waiting for data."""
+        while True:
+            try:
+                with self._wait_timer:
+                    batch = next(batches)
+            except StopIteration:
+                return
+            yield batch
+
+    def add(self, loss: Tensor, skipped: Tensor) -> None:
+        """Count an update; both scalars stay on the device.
+
+        Args:
+            loss: left out where the update was skipped: it may be inf or NaN itself.
+            skipped: 1 for a skipped update, else 0; the same in all processes.
+        """
+        self._loss += torch.where(skipped != 0, 0.0, loss)
+        self._skipped += skipped
+        self._skipped_in_row.add_(1).mul_(skipped)
+        self._updates += 1
+
+    def restart(self) -> None:
+        """Begin an interval here: what went before since the last reading does not count."""
+        self._start_s = time.perf_counter()
+
+    def read(self) -> Reading:
+        """The interval since the last reading (all processes must read); starts the next."""
+        totals = _Totals(self._updates)
+        sums = torch.stack([self._loss, self._skipped, self._skipped_in_row]).double()
+        means = (self._processes.sum(sums) / self._processes.world_size).tolist()
+        totals.loss, totals.skipped, skipped_in_row = means[0], round(means[1]), round(means[2])
+        totals.wait_s = self._wait_timer.read()
+        now_s = time.perf_counter()
+        totals.time_s, self._start_s = now_s - self._start_s, now_s
+        self._loss.zero_()
+        self._skipped.zero_()
+        self._updates = 0
+        self._epoch.add(totals)
+        return replace(totals.reading(self._images_per_update), skipped_in_row=skipped_in_row)
+
+    def read_epoch(self) -> Reading:
+        """All intervals since the last call."""
+        epoch, self._epoch = self._epoch, _Totals()
+        return epoch.reading(self._images_per_update)
+
+
+@dataclass
+class _Totals:
+    updates: int = 0
+    skipped: int = 0
+    loss: float = 0.0
+    wait_s: float = 0.0
+    time_s: float = 0.0
+
+    def add(self, other: _Totals) -> None:
+        self.updates += other.updates
+        self.skipped += other.skipped
+        self.loss += other.loss
+        self.wait_s += other.wait_s
+        self.time_s += other.time_s
+
+    def reading(self, images_per_update: int) -> Reading:
+        made = self.updates - self.skipped
+        return Reading(
+            loss=self.loss / made if made else math.nan,
+            img_per_s=self.updates * images_per_update / self.time_s,
+            data_wait=100 * self.wait_s / self.time_s,
+            updates=self.updates,
+            skipped=self.skipped,
+        )
+
+
+class WaitTimer:
+    """How long the device had nothing to do because the next batch was not there.
+
+    On a GPU two events around the hand-over measure the gap in its stream, however far ahead the
+    host runs; on a CPU the host's own waiting is the gap.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._waited_s = 0.0
+
+    def __enter__(self) -> None:
+        if self._on_gpu:
+            pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            pair[0].record()
+            self._events.append(pair)
+        else:
+            self._start_s = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        if self._on_gpu:
+            self._events[-1][1].record()
+        else:
+            self._waited_s += time.perf_counter() - self._start_s
+
+    def read(self) -> float:
+        """Seconds waited since the last reading; waits for the device."""
+        for start, end in self._events:
+            end.synchronize()
+            self._waited_s += start.elapsed_time(end) / 1e3
+        self._events.clear()
+        waited, self._waited_s = self._waited_s, 0.0
+        return waited

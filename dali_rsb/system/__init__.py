@@ -1,0 +1,1 @@
+"""The machine underneath: CPUs and files. Knows nothing of images or training."""

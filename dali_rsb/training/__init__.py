@@ -1,0 +1,1 @@
+"""A training run: its parts put together, the update, the loop over epochs."""
