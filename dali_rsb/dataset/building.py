@@ -14,7 +14,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dali_rsb.dataset.image_header import ImageFormat, read_header, read_header_of_bytes
+from dali_rsb.dataset.image_header import (
+    ImageFormat,
+    read_header_of_bytes,
+    read_stamped_header,
+)
 from dali_rsb.dataset.index import DatasetIndex, directory_prefix
 from dali_rsb.dataset.list_file import ListFingerprint, common_root, read_list
 from dali_rsb.dataset.scan import Fingerprint, file_stamp, list_images, read_headers
@@ -83,12 +87,12 @@ def read_index(
         for i in np.flatnonzero(headers[:, 2] == ImageFormat.UNREADABLE).tolist():
             unreadable[relative_paths[i]] = []
     else:
-        headers = read_headers(absolute_paths, num_workers, progress, read_header)
+        headers = read_headers(absolute_paths, num_workers, progress, read_stamped_header)
         for i in np.flatnonzero(headers[:, 2] == ImageFormat.UNREADABLE).tolist():
             # Once more, after its stamp was taken: a file still being written when it was first
             # read is complete now, or its stamp will differ when the index is opened the next time.
             stamp = file_stamp(root / relative_paths[i])
-            headers[i] = read_header(absolute_paths[i])
+            headers[i] = read_stamped_header(absolute_paths[i])
             if headers[i, 2] == ImageFormat.UNREADABLE:
                 unreadable[relative_paths[i]] = stamp
     readable = np.flatnonzero(headers[:, 2] != ImageFormat.UNREADABLE)
@@ -102,11 +106,12 @@ def read_index(
         root=root,
         classes=contents.classes,
         labels=contents.labels[readable],
-        widths=headers[readable, 0],
-        heights=headers[readable, 1],
+        widths=headers[readable, 0].astype(np.int32),
+        heights=headers[readable, 1].astype(np.int32),
         formats=headers[readable, 2].astype(np.uint8),
         path_bytes=np.frombuffer(b"".join(encoded), np.uint8),
         path_offsets=np.cumsum([0, *map(len, encoded)], dtype=np.int64),
+        stamps=headers[readable, 3:] if shards is None else None,
         shards=None if shards is None else _some_of(shards, readable),
         listing=contents.listing,
     )

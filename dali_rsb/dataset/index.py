@@ -3,8 +3,8 @@
 A dataset is a folder of class folders, a list of images or a folder of tar shards. The index is
 built once, by listing them and reading each image's header, stored beside the data and
 memory-mapped from then on. A stored index is used as long as no directory, list or shard has
-changed; an image that was overwritten in place, with its name kept, is not noticed: delete the
-stored index then. Shards that `dali_rsb.pack` wrote bring their index along.
+changed; an image that was overwritten in place, with its name kept, is noticed when it is used
+(see `changes`). Shards that `dali_rsb.pack` wrote bring their index along.
 """
 
 from __future__ import annotations
@@ -36,10 +36,13 @@ class DatasetIndex:
             while the paths are those in the shards or those of the files that were packed.
         classes: class names; a label is a position in it.
         labels: int64 [N].
-        widths, heights: int32 [N], pixels as stored (no EXIF rotation).
+        widths, heights: int32 [N], pixels as stored (no EXIF rotation); with `formats` and `stamps`
+            what alone may change, in place, when a file has (see `changes`).
         formats: uint8 [N], `ImageFormat` by content.
         path_bytes: uint8, the relative paths in UTF-8, one after the other.
         path_offsets: int64 [N + 1], path i is `path_bytes[path_offsets[i]:path_offsets[i + 1]]`.
+        stamps: int64 [N, 2], mtime in nanoseconds and size in bytes of each file when its header
+            was read; None in shards.
         place: folder that the index is stored in, None if it is stored nowhere.
         shards: where the images lie, if they are no files of their own.
         listing: the list file that names the images, if one does.
@@ -53,6 +56,7 @@ class DatasetIndex:
     formats: npt.NDArray[np.uint8]
     path_bytes: npt.NDArray[np.uint8]
     path_offsets: npt.NDArray[np.int64]
+    stamps: npt.NDArray[np.int64] | None = None
     place: Path | None = None
     shards: Shards | None = None
     listing: Path | None = None
@@ -128,15 +132,19 @@ class DatasetIndex:
 
     def path_array(self, i: int) -> npt.NDArray[np.uint8]:
         """Absolute path of image i as uint8 [num_bytes], read-only: DALI's `fn.io.file.read`."""
-        return self._path_between(self.path_offsets[i], self.path_offsets[i + 1])
+        return self.path_arrays(np.array([i]))[0]
 
     def path_arrays(self, indices: npt.NDArray[np.integer[Any]]) -> list[npt.NDArray[np.uint8]]:
         """`path_array` of each index."""
-        starts, ends = self.path_offsets[indices].tolist(), self.path_offsets[indices + 1].tolist()
-        return [self._path_between(start, end) for start, end in zip(starts, ends, strict=True)]
+        return [np.frombuffer(path, np.uint8) for path in self.path_strings(indices)]
 
-    def _path_between(self, start: int, end: int) -> npt.NDArray[np.uint8]:
-        return np.frombuffer(self._path_prefix + self.path_bytes[start:end].tobytes(), np.uint8)
+    def path_strings(self, indices: npt.NDArray[np.integer[Any]]) -> list[bytes]:
+        """Absolute path of each image."""
+        starts, ends = self.path_offsets[indices].tolist(), self.path_offsets[indices + 1].tolist()
+        prefix, names = self._path_prefix, self.path_bytes
+        return [
+            prefix + names[start:end].tobytes() for start, end in zip(starts, ends, strict=True)
+        ]
 
 
 def check_same_classes(train: DatasetIndex, val: DatasetIndex) -> None:

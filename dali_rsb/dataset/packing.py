@@ -548,6 +548,7 @@ def _write_index(
         widths=by_name["width"].astype(np.int32),
         heights=by_name["height"].astype(np.int32),
         formats=by_name["format"].astype(np.uint8),
+        stamps=None,
         place=None,
         listing=None,
         shards=Shards(

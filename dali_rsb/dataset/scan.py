@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from dali_rsb.dataset.image_header import ImageFormat
 from dali_rsb.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -154,34 +153,33 @@ def read_headers(
     images: Sequence[Image],
     num_workers: int | None,
     progress: bool,
-    read: Callable[[Image], tuple[int, int, ImageFormat]],
-) -> npt.NDArray[np.int32]:
+    read: Callable[[Image], tuple[int, ...]],
+) -> npt.NDArray[np.int64]:
     """Read the headers of images, in parallel.
 
     Args:
         images: what `read` takes: paths, or bytes of shards.
         num_workers: threads, 32 by default.
         progress: show a progress bar if stderr is a terminal.
-        read: gives width, height and format of an image.
+        read: `image_header.read_stamped_header` or `read_header_of_bytes`.
 
     Returns:
-        int32 [N, 3]: width and height in pixels, and `ImageFormat`; UNREADABLE with size 0 x 0
-        for a file whose header cannot be read.
+        int64 [N, 5 or 3]: what `read` gives of each image.
     """
     tasks = [
         images[start : start + _IMAGES_PER_TASK]
         for start in range(0, len(images), _IMAGES_PER_TASK)
     ]
 
-    def read_task(task: Sequence[Image]) -> npt.NDArray[np.int32]:
-        return np.array([read(image) for image in task], np.int32)
+    def read_task(task: Sequence[Image]) -> npt.NDArray[np.int64]:
+        return np.array([read(image) for image in task], np.int64)
 
     show = progress and sys.stderr.isatty()
     with (
         concurrent.futures.ThreadPoolExecutor(num_workers or _NUM_THREADS) as pool,
         tqdm(total=len(images), desc="indexing", unit="img", disable=not show) as bar,
     ):
-        rows = [np.zeros((0, 3), np.int32)]
+        rows = []
         for task_rows in pool.map(read_task, tasks):
             rows.append(task_rows)
             bar.update(len(task_rows))

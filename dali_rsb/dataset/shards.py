@@ -74,6 +74,19 @@ class Shards:
             views.append(shard.data[start : start + length])
         return views
 
+    def check_lengths(self, images: npt.NDArray[np.integer[Any]]) -> None:
+        """Raise a `UserError` if a shard of these images has become shorter than its memory map.
+
+        To look at what is gone would be a bus error.
+        """
+        for number in np.unique(self.numbers[images]).tolist():
+            shard = self._maps.get(number) or self._open(number)
+            if shard.pages.size() < len(shard.data):
+                raise UserError(
+                    f"{self.folder / self.names[number]} has been cut short while in use: restore "
+                    "the shard and resume"
+                )
+
     def __getstate__(self) -> dict[str, Any]:
         # Memory maps are opened anew by whoever unpickles.
         return {name: value for name, value in self.__dict__.items() if name != "_maps"}

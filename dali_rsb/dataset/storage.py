@@ -28,7 +28,7 @@ from dali_rsb.dataset.shards import Shards, ShardsFingerprint
 from dali_rsb.errors import UserError
 from dali_rsb.system.atomic import atomic_directory
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 USER_CACHE = Path("~/.cache/dali_rsb")
 
 # In a folder of shards: the index that `dali_rsb.pack` writes, and its work until all is packed.
@@ -38,6 +38,7 @@ PACK_VERSION = 1
 META, UNREADABLE = "meta.json", "unreadable.txt"
 
 _ARRAYS = ("labels", "widths", "heights", "formats", "path_bytes", "path_offsets")
+_ARRAYS_OF_FILES = ("stamps",)  # not in an index of shards
 
 
 def places(root: Path, cache_dir: Path | None) -> list[Path]:
@@ -97,6 +98,8 @@ def write_index(
     with atomic_directory(place) as directory:
         for name in _ARRAYS:
             np.save(directory / f"{name}.npy", getattr(index, name))
+        for name in _ARRAYS_OF_FILES if shards is None else ():
+            np.save(directory / f"{name}.npy", getattr(index, name))
         for name in SHARD_ARRAYS if shards is not None else ():
             np.save(directory / f"{name}.npy", getattr(shards, name))
         (directory / META).write_text(json.dumps(meta), encoding="utf-8")
@@ -143,17 +146,22 @@ def load(place: Path, root: Path) -> tuple[DatasetIndex | None, str | None]:
 
 def map_index(place: Path, root: Path, meta: dict[str, Any]) -> DatasetIndex:
     """The stored index as it lies on the disk, unchecked."""
-    # np.asarray: plain views of the maps; indexing np.memmap itself is three times as slow.
+    in_shards = meta["shards"] is not None
+    # np.asarray: plain views of the maps; indexing np.memmap itself is three times as slow. "c":
+    # what `changes` writes there is seen by this process alone.
     arrays, shard_arrays = (
-        {name: np.asarray(np.load(place / f"{name}.npy", mmap_mode="r")) for name in names}
-        for names in (_ARRAYS, SHARD_ARRAYS if meta["shards"] is not None else ())
+        {name: np.asarray(np.load(place / f"{name}.npy", mmap_mode="c")) for name in names}
+        for names in (
+            _ARRAYS if in_shards else (*_ARRAYS, *_ARRAYS_OF_FILES),
+            SHARD_ARRAYS if in_shards else (),
+        )
     )
     listed_under = meta["listed_under"]
     return DatasetIndex(
         root=root if listed_under is None else root.parent / listed_under,
         classes=tuple(meta["classes"]),
         place=place,
-        shards=Shards(root, tuple(meta["shards"]), **shard_arrays) if shard_arrays else None,
+        shards=Shards(root, tuple(meta["shards"]), **shard_arrays) if in_shards else None,
         listing=None if listed_under is None else root,
         **arrays,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
+from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS
 from dali_rsb.dataset.image_list import ImageList, Source, image_list, without
 from dali_rsb.draws.crops import EvalGeometry
 from dali_rsb.draws.erasing import ErasingPolicy
@@ -82,6 +82,7 @@ class DaliLoader(EpochLoader):
         on_bad_image: "substitute" puts the next image in the place of one that cannot be decoded
             and warns, "raise" stops; default "substitute" to train and "raise" to evaluate.
         max_bad_fraction: share of images that may be substituted.
+        max_pixels: images of more pixels count as bad, whatever their format.
         cache_dir: where to store the dataset's index; see `dali_rsb.open_index`.
 
     Raises:
@@ -128,6 +129,7 @@ class DaliLoader(EpochLoader):
         exclude: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
         on_bad_image: OnBadImage | None = None,
         max_bad_fraction: float = 0.001,
+        max_pixels: int = MAX_PIXELS,
         cache_dir: Path | None = None,
     ) -> None:
         _check(batch_size >= 1, f"batch_size={batch_size} must be at least 1")
@@ -198,6 +200,7 @@ class DaliLoader(EpochLoader):
                 images.index,
                 on_bad_image or ("substitute" if train else "raise"),
                 max_bad_fraction,
+                max_pixels,
             ),
             seed,
             placement,

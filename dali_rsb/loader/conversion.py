@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from dali_rsb.dataset import DatasetIndex
-from dali_rsb.dataset.image_header import ImageFormat
+from dali_rsb.dataset.image_header import ImageFormat, open_with_pillow
 from dali_rsb.dataset.storage import USER_CACHE
 from dali_rsb.errors import UserError
 
@@ -67,6 +67,11 @@ class Conversions:
             for row, image in enumerate(indices.tolist()):
                 if image in self._copies:
                     arrays[row] = self._array_of_copy(image)
+
+    def forget(self, image: int) -> None:
+        """The image has changed: what was found out about it does not hold any more."""
+        self._copies.pop(image, None)
+        self._undecodable.discard(image)
 
     def image_array(self, image: int) -> npt.NDArray[np.uint8]:
         """What a graph is to be given for one image; see `DatasetIndex.image_arrays`."""
@@ -135,7 +140,7 @@ class Conversions:
             pixels = None
             if not copy.exists():
                 with self._index.open(image) as file:
-                    pixels = Image.open(file).convert("RGB")
+                    pixels = open_with_pillow(file).convert("RGB")
         except UserError:
             raise
         except Exception:  # Pillow's plugins raise nearly every type on damaged files

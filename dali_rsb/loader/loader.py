@@ -139,11 +139,16 @@ class Loader:
         self._runner.reset()
 
     def _submit(self, specs: tuple[BatchSpec, ...]) -> _Run:
-        specs = tuple(replace_indices(spec, self._bad_images.replacements) for spec in specs)
+        specs = self._replaced(specs)
+        if self._bad_images.admit(joined_indices(specs)):
+            specs = self._replaced(specs)
         prepared = self._samples.prepare(*specs)
         self._bad_images.conversions.substitute(prepared.images, joined_indices(specs))
         self._runner.submit(prepared.inputs)
         return _Run(specs, prepared)
+
+    def _replaced(self, specs: tuple[BatchSpec, ...]) -> tuple[BatchSpec, ...]:
+        return tuple(replace_indices(spec, self._bad_images.replacements) for spec in specs)
 
     def _take(self, waiting: deque[_Run]) -> Iterator[Batch]:
         while True:

@@ -200,7 +200,9 @@ def train_loader(
     )
     if bad_images is None:
         data = config.data
-        bad_images = BadImages(samples.index, data.on_bad_image, data.max_bad_fraction)
+        bad_images = BadImages(
+            samples.index, data.on_bad_image, data.max_bad_fraction, data.max_pixels
+        )
     return Loader(
         samples,
         build,
@@ -243,7 +245,7 @@ def eval_loader(
         build,
         processes.device,
         division.prefetch_each,
-        BadImages(index, "raise"),
+        BadImages(index, "raise", max_pixels=config.data.max_pixels),
         pipelines=division.pipelines,
     )
     return samples, loader

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from damage import in_child
 
-from dali_rsb.data import cpu_resize
+from dali_rsb.loader import cpu_resize
 
 
 def test_images_that_the_decoder_refuses_make_their_batch_fail_and_nothing_else():
