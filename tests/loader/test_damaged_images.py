@@ -33,3 +33,25 @@ def test_a_resize_that_fails_waits_for_its_threads(monkeypatch):
     with pytest.raises(ValueError, match="the first piece"):
         resize(images, [start] * 8, [end] * 8, [np.int32(1)] * 8)
     assert all(still_reading.acquire(blocking=False) for _ in range(7))
+
+
+def test_a_folder_of_damaged_images_is_loaded_without_them(tmp_path):
+    assert in_child("damaged_folder.py", tmp_path, "0", "1").endswith("survived\n")
+
+
+def test_a_jpeg_cut_in_its_header_is_one_bad_image(tmp_path):
+    assert in_child("damaged_folder.py", tmp_path, "cut", "37").endswith("survived\n")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_two_hundred_folders_of_damaged_images(tmp_path):
+    output = in_child("damaged_folder.py", tmp_path, "0", "199", timeout_s=7000)
+    assert output.endswith("survived\n")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_jpeg_cut_at_every_byte_of_its_header(tmp_path):
+    output = in_child("damaged_folder.py", tmp_path, "cut", "1", timeout_s=7000)
+    assert output.endswith("survived\n")
