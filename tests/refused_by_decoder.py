@@ -1,7 +1,7 @@
-"""A program for tests/test_damaged_images.py: pipelines meet images that DALI's decoder refuses.
+"""A program for tests/loader/test_damaged_images.py: pipelines meet images that DALI's decoder refuses.
 
 Every round builds a pipeline anew and lets the middle one of three batches in flight fail, with one
-to three of its images refused. Where the pipeline crashes, nearly every fifth round does.
+to three of its images refused.
 
     python refused_by_decoder.py ROUNDS
 """
