@@ -107,7 +107,7 @@ def our_loader(task: LoaderTask, decode_mode: DecodeMode = "roi", repeats: int =
 # Inputs that the graph has when it ends after a stage.
 _INPUTS_UNTIL = {
     "read": {"path"},
-    "decode": {"path", "anchor", "shape", "is_first", "source"},
+    "decode": {"path", "size", "anchor", "shape", "is_first", "source"},
 }
 
 
@@ -123,10 +123,11 @@ def _stage_graph(stage: str, decode_mode: DecodeMode, device: str, load: float) 
     if stage == "read":
         return read_files(inputs["path"]).shape()
     if decode_mode == "shared":
-        images = decode_shared(inputs["path"], device, load, inputs["is_first"], inputs["source"])
+        sharing = (inputs["is_first"], inputs["source"])
+        images = decode_shared(inputs["path"], inputs["size"], device, load, *sharing)
     else:
         window = (inputs["anchor"], inputs["shape"]) if decode_mode == "roi" else None
-        images = decode(read_files(inputs["path"]), device, load, window)
+        images = decode(read_files(inputs["path"]), inputs["size"], device, load, window)
     return images.shape()
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD, PAIR_BLOCK
+from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, PAIR_BLOCK
 from dali_rsb.draws.policy import parse_tokens
 
 
@@ -92,6 +92,9 @@ class Data(Section):
     )
     max_bad_fraction: Fraction = Field(
         0.001, description="share of undecodable images above which training stops"
+    )
+    max_pixels: Positive = Field(
+        MAX_PIXELS, description="pixels of an image above which it counts as undecodable"
     )
     mean: Triple = Field(IMAGENET_MEAN, description="mean of the channels, of values in [0, 1]")
     std: Triple = Field(IMAGENET_STD, description="deviation of the channels, likewise")

@@ -3,8 +3,8 @@
 A dataset is a folder of class folders, a list of images or a folder of tar shards. The index is
 built once, by listing them and reading each image's header, stored beside the data and
 memory-mapped from then on. A stored index is used as long as no directory, list or shard has
-changed; an image that was overwritten in place, with its name kept, is not noticed: delete the
-stored index then. Shards that `dali_rsb.pack` wrote bring their index along.
+changed; an image that was overwritten in place, with its name kept, is noticed when it is used
+(see `changes`). Shards that `dali_rsb.pack` wrote bring their index along.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -33,9 +33,12 @@ class DatasetIndex:
     Attributes:
         classes: class names; a label is a position in it.
         labels: int64 [N].
-        widths, heights: int32 [N], pixels as stored (no EXIF rotation).
+        widths, heights: int32 [N], pixels as stored (no EXIF rotation); with `formats` and `stamps`
+            what alone may change, in place, when a file has (see `changes`).
         formats: uint8 [N], `ImageFormat` by content.
         store: where the encoded images lie.
+        stamps: int64 [N, 2], those of the files when their headers were read; see
+            `ImageStore.stamped_header`.
         place: folder that the index is stored in, None if it is stored nowhere.
     """
 
@@ -45,6 +48,7 @@ class DatasetIndex:
     heights: npt.NDArray[np.int32]
     formats: npt.NDArray[np.uint8]
     store: ImageStore
+    stamps: npt.NDArray[np.int64] | None = None
     place: Path | None = None
 
     def __len__(self) -> int:
@@ -95,6 +99,16 @@ class DatasetIndex:
     def image_arrays(self, indices: Rows) -> list[npt.NDArray[np.uint8]]:
         """What that input takes of some images: see `ImageStore.arrays`."""
         return self.store.arrays(indices)
+
+    def image_sizes(self, indices: Rows) -> npt.NDArray[np.int32]:
+        """What the headers of some images state: int32 [n, 3], height, width and 3 channels."""
+        sizes = np.full((len(indices), 3), 3, np.int32)
+        sizes[:, 0], sizes[:, 1] = self.heights[indices], self.widths[indices]
+        return sizes
+
+    def image_inputs(self, indices: Rows) -> dict[str, Any]:
+        """The inputs of a DALI pipeline for whole images: `image_arrays` and their sizes."""
+        return {self.image_source: self.image_arrays(indices), "size": self.image_sizes(indices)}
 
     def window_images(self, indices: Rows, windows: Windows) -> WindowImages:
         """What that input takes of some images to decode windows: see `ImageStore`."""

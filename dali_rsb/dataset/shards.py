@@ -111,6 +111,22 @@ class ShardStore(ImageStore):
     def stamp(self, row: int) -> Stamp:
         return file_stamp(self.shard(row))
 
+    def current_stamps(self, rows: Rows) -> npt.NDArray[np.int64] | None:
+        """None: a shard that grows or is replaced is not noticed.
+
+        Raises:
+            UserError: a shard has become shorter than its memory map. To look at what is gone
+                would be a bus error.
+        """
+        for number in np.unique(self.numbers[rows]).tolist():
+            shard = self._maps.get(number) or self._open(number)
+            if shard.pages.size() < len(shard.data):
+                raise UserError(
+                    f"{self.root / self.names[number]} has been cut short while in use: restore "
+                    "the shard and resume"
+                )
+        return None
+
     def select(self, rows: Rows) -> Self:
         columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
         return replace(self, keys=self.keys.select(rows), **columns)

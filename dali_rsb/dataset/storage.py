@@ -24,7 +24,7 @@ from dali_rsb.errors import UserError
 from dali_rsb.system.atomic import atomic_directory
 from dali_rsb.system.files import MissingFileError, UnreadableFileError, read_json
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 USER_CACHE = Path("~/.cache/dali_rsb")
 
 META, UNREADABLE = "meta.json", "unreadable.txt"
@@ -32,6 +32,7 @@ META, UNREADABLE = "meta.json", "unreadable.txt"
 # The arrays of every index, [N] but for the keys' offsets, [N + 1], and bytes; a store has more.
 _COLUMNS = {"labels": np.int64, "widths": np.int32, "heights": np.int32, "formats": np.uint8}
 _KEY_BYTES, _KEY_OFFSETS = "path_bytes", "path_offsets"
+_STAMPS = "stamps"  # int64 [N, 2], where images are files
 
 
 def places(root: Path, cache_dir: Path | None) -> list[Path]:
@@ -86,6 +87,8 @@ def write_index(
     of_store, arrays = index.store.saved()
     arrays |= {name: getattr(index, name) for name in _COLUMNS}
     arrays |= {_KEY_BYTES: index.store.keys.data, _KEY_OFFSETS: index.store.keys.offsets}
+    if index.stamps is not None:
+        arrays[_STAMPS] = index.stamps
     meta = meta | {
         "format_version": FORMAT_VERSION,
         "build_id": secrets.token_hex(8),
@@ -139,8 +142,12 @@ def map_index(place: Path, root: Path, meta: dict[str, Any]) -> DatasetIndex:
     for name, dtype in _COLUMNS.items():
         if columns[name].dtype != dtype or columns[name].shape != (len(keys),):
             raise ValueError(f"{name}.npy is not of {len(keys)} images")
+    stamps = array(_STAMPS) if (place / f"{_STAMPS}.npy").exists() else None
+    if stamps is not None and (stamps.dtype != np.int64 or stamps.shape != (len(keys), 2)):
+        raise ValueError(f"{_STAMPS}.npy is not of {len(keys)} images")
     store = kind_of_stored(meta).restore(root, keys, meta, array)
-    return DatasetIndex(classes=tuple(meta["classes"]), store=store, place=place, **columns)
+    classes = tuple(meta["classes"])
+    return DatasetIndex(classes=classes, store=store, stamps=stamps, place=place, **columns)
 
 
 def _map_array(path: Path) -> npt.NDArray[Any]:
@@ -148,7 +155,8 @@ def _map_array(path: Path) -> npt.NDArray[Any]:
         raise ValueError(f"{path.name} is no file")
     try:
         # np.asarray: plain views of the maps; indexing np.memmap itself is three times as slow.
-        return np.asarray(np.load(path, mmap_mode="r"))
+        # "c": what `changes` writes there is seen by this process alone.
+        return np.asarray(np.load(path, mmap_mode="c"))
     except OSError:
         raise
     except Exception as error:  # NumPy's parser of headers raises many types on damaged files

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dali_rsb.dataset.image_header import ImageFormat, read_header_of_bytes
+from dali_rsb.dataset.image_header import NO_STAMP, ImageFormat, read_header_of_bytes
 from dali_rsb.dataset.windows import WindowImages, Windows
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ class ImageStore(abc.ABC):
             widths, heights: of the images in pixels, [B] each.
             windows: [B], inside the images.
         """
-        return WindowImages(self.arrays(rows), np.zeros((len(rows), 2), np.int64))
+        sizes = np.stack([heights, widths, np.full(len(rows), 3)], axis=1).astype(np.int32)
+        return WindowImages(self.arrays(rows), np.zeros((len(rows), 2), np.int64), sizes)
 
     # What messages, Pillow, packing and the index take, one image at a time.
 
@@ -154,6 +155,21 @@ class ImageStore(abc.ABC):
     def header(self, row: int) -> tuple[int, int, ImageFormat]:
         """Width and height in pixels, and format; see `image_header.read_header`."""
         return read_header_of_bytes(self.arrays(np.array([row]))[0])
+
+    def stamped_header(self, row: int) -> tuple[int, int, ImageFormat, int, int]:
+        """`header`, and the file's mtime in nanoseconds and size in bytes before it was read.
+
+        They are `NO_STAMP` where an image is no file of its own, or the file is missing.
+        """
+        return *self.header(row), *NO_STAMP
+
+    def current_stamps(self, rows: Rows) -> npt.NDArray[np.int64] | None:
+        """The stamps of images' files as they are now, int64 [n, 2]; None if no image is one.
+
+        Raises:
+            UserError: a file that holds them can no longer be used.
+        """
+        return None
 
     @abc.abstractmethod
     def stamp(self, row: int) -> Stamp:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
-from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
+from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS
 from dali_rsb.dataset.image_list import ImageList, image_list, images_of_samples, without
 from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.draws.crops import EvalGeometry
@@ -97,6 +97,7 @@ class DaliLoader(EpochLoader):
         on_bad_image: "substitute" puts the next image in the place of one that cannot be decoded
             and warns, "raise" stops; default "substitute" to train and "raise" to evaluate.
         max_bad_fraction: share of images that may be substituted.
+        max_pixels: images of more pixels count as bad, whatever their format.
         cache_dir: where to store the dataset's index; see `dali_rsb.open_index`.
 
     Raises:
@@ -145,6 +146,7 @@ class DaliLoader(EpochLoader):
         exclude: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
         on_bad_image: OnBadImage | None = None,
         max_bad_fraction: float = 0.001,
+        max_pixels: int = MAX_PIXELS,
         cache_dir: Path | None = None,
     ) -> None:
         if isinstance(sampler, BatchSampler) and batch_size is None and batch_sampler is None:
@@ -232,6 +234,7 @@ class DaliLoader(EpochLoader):
                 images.index,
                 on_bad_image or ("substitute" if train else "raise"),
                 max_bad_fraction,
+                max_pixels,
             ),
             seed,
             world,

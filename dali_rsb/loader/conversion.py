@@ -9,13 +9,14 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from dali_rsb.dataset import DatasetIndex
-from dali_rsb.dataset.image_header import ImageFormat
+from dali_rsb.dataset.image_header import ImageFormat, open_with_pillow
 from dali_rsb.dataset.storage import USER_CACHE
 from dali_rsb.errors import UserError
 from dali_rsb.system.atomic import atomic_file
@@ -68,11 +69,21 @@ class Conversions:
             arrays[row] = self._array_of_copy(int(indices[row]))
         return rows
 
+    def forget(self, image: int) -> None:
+        """The image has changed: what was found out about it does not hold any more."""
+        self._copies.pop(image, None)
+        self._undecodable.discard(image)
+
     def image_array(self, image: int) -> npt.NDArray[np.uint8]:
         """The input of a DALI pipeline for one image; see `DatasetIndex.image_arrays`."""
-        arrays = self._index.image_arrays(np.array([image]))
-        self.substitute(arrays, np.array([image]))
-        return arrays[0]
+        array: npt.NDArray[np.uint8] = self.image_inputs(image)[self._index.image_source][0]
+        return array
+
+    def image_inputs(self, image: int) -> dict[str, Any]:
+        """The inputs of a DALI pipeline for one image; see `DatasetIndex.image_inputs`."""
+        inputs = self._index.image_inputs(np.array([image]))
+        self.substitute(inputs[self._index.image_source], np.array([image]))
+        return inputs
 
     def _array_of_copy(self, image: int) -> npt.NDArray[np.uint8]:
         if self._index.image_source == "path":
@@ -130,7 +141,7 @@ class Conversions:
             pixels = None
             if not copy.exists():
                 with self._index.open(image) as file:
-                    pixels = Image.open(file).convert("RGB")
+                    pixels = open_with_pillow(file).convert("RGB")
         except UserError:
             raise
         except Exception:  # Pillow's plugins raise nearly every type on damaged files

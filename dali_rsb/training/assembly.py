@@ -254,7 +254,9 @@ def train_loader(
 ) -> Loader:
     """The training loader; give `bad_images` where several loaders share them."""
     if bad_images is None:
-        bad_images = BadImages(samples.index, config.on_bad_image, config.max_bad_fraction)
+        bad_images = BadImages(
+            samples.index, config.on_bad_image, config.max_bad_fraction, config.max_pixels
+        )
     fill = fill_color(config.mean)
     return builders.train_loader(samples, settings, processes.device, bad_images, fill)
 
@@ -277,7 +279,7 @@ def eval_loader(
         EvalLayout(len(index), evaluation.batch_per_device, processes.world_size, processes.rank),
         EvalGeometry(evaluation.size, evaluation.crop_ratio),
     )
-    bad_images = BadImages(index, "raise")
+    bad_images = BadImages(index, "raise", max_pixels=data.max_pixels)
     loader = builders.eval_loader(samples, settings, device, bad_images, evaluation.interpolation)
     return samples, loader
 
