@@ -77,7 +77,7 @@ def test_the_command_line_reports_and_exits_with_2(tmp_path):
         ),
         ((*SMALL, *DATA, "--resume", "absent.pt"), "no checkpoint at absent.pt"),
         ((*SMALL, *DATA, "--resume"), "no checkpoint to resume in runs/a3"),
-        ((*SMALL, *DATA, "model.weights=absent.pt"), "no checkpoint at absent.pt"),
+        ((*SMALL, *DATA, "model.weights=absent.pt"), "/absent.pt; give the path of"),
         ((*SMALL, *DATA, "augment.repeats=3"), "needs at least 256"),
     ],
 )
