@@ -77,7 +77,7 @@ def test_the_command_line_reports_and_exits_with_2(tmp_path):
         ),
         ((*SMALL, *DATA, "--resume", "absent.pt"), "no checkpoint at absent.pt"),
         ((*SMALL, *DATA, "--resume"), "no checkpoint to resume in runs/a3"),
-        ((*SMALL, *DATA, "model.weights=absent.pt"), "no checkpoint at absent.pt"),
+        ((*SMALL, *DATA, "model.weights=absent.pt"), "/absent.pt; give the path of"),
         ((*SMALL, *DATA, "augment.repeats=3"), "needs at least 256"),
     ],
 )
@@ -92,11 +92,7 @@ def test_a_gpu_asked_for_where_none_is(capsys, monkeypatch, folder):
 
 
 def test_broken_folders(capsys, monkeypatch, folder):
-    shutil.rmtree(folder / "val" / "dog")
-    (folder / "val" / "dog").mkdir()
-    assert "dog" in _mistake(capsys, monkeypatch, folder, A3, *SMALL, *DATA)
     (folder / "val" / "dog").rename(folder / "val" / "wolf")
-    shutil.copy(folder / "train" / "dog" / "0.jpg", folder / "val" / "wolf")
     assert "wolf" in _mistake(capsys, monkeypatch, folder, A3, *SMALL, *DATA)
     shutil.rmtree(folder / "train")
     (folder / "train").mkdir()

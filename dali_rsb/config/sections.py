@@ -42,6 +42,7 @@ Side = Annotated[int, Field(gt=0, le=8192)]  # of a square image, in pixels
 DeviceBatch = Annotated[int, Field(gt=0, le=65536)]
 # YAML has neither tuples nor paths: these are converted, everything else is taken strictly.
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
+ClassNames = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 
@@ -57,8 +58,9 @@ class Data(Section):
 
     train: FilePath | None = Field(
         None,
-        description="training images: a folder of class folders, a folder of tar shards, or a text "
-        "file with PATH, a tab and LABEL in each line",
+        description="training images: a folder of class folders, a folder of tar shards or a "
+        "pattern such as /shards/train-{000..009}.tar, or a text file with PATH, a tab and LABEL "
+        "in each line",
     )
     val: FilePath | None = Field(None, description="the same for validation")
     digits: FilePath | None = Field(
@@ -66,6 +68,29 @@ class Data(Section):
     )
     index: FilePath | None = Field(
         None, description="folder for the dataset indices; default: beside the images"
+    )
+    class_order: Literal["plain", "natural"] = Field(
+        "plain", description="order of the classes, as ImageFolder; natural: as timm, 2 before 10"
+    )
+    class_level: Literal["top", "leaf"] | None = Field(
+        None,
+        description="which of nested folders names the class: the top one, as ImageFolder, or the "
+        "innermost, as timm; none: nested folders are refused",
+    )
+    classes: FilePath | ClassNames | None = Field(
+        None,
+        description="all class names in their order: a list, or a text file with one in each line; "
+        "classes without images are legal then",
+    )
+    label_key: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="shards: key of the label in KEY.json, in place of KEY.cls"
+    )
+    exclude: FilePath | None = Field(
+        None,
+        description="text file with an image to leave out in each line, as dali-rsb verify writes",
+    )
+    allow_overlap: bool = Field(
+        False, description="let training and validation share files, as to overfit a few on purpose"
     )
     # Where the next six are not given: what `dali-rsb tune` found for this machine and these
     # images, else the default in brackets.

@@ -9,9 +9,9 @@ changed; an image that was overwritten in place, with its name kept, is noticed 
 
 from __future__ import annotations
 
-import itertools
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from dali_rsb.dataset.store import ImageStore, Rows
 from dali_rsb.dataset.windows import WindowImages, Windows
-from dali_rsb.errors import UserError
 
 if TYPE_CHECKING:
     from pipelines.types import ImageSource
@@ -40,6 +39,8 @@ class DatasetIndex:
         stamps: int64 [N, 2], those of the files when their headers were read; see
             `ImageStore.stamped_header`.
         place: folder that the index is stored in, None if it is stored nowhere.
+        empty: classes whose folders hold no image and that nobody has declared.
+        left_out: number of the entries that were seen and not used, by reason.
     """
 
     classes: tuple[str, ...]
@@ -50,9 +51,17 @@ class DatasetIndex:
     store: ImageStore
     stamps: npt.NDArray[np.int64] | None = None
     place: Path | None = None
+    empty: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def select(self, rows: Rows) -> DatasetIndex:
+        """Some of the images, in the order of `rows`; classes keep their labels."""
+        columns = ("labels", "widths", "heights", "formats")
+        chosen = {name: getattr(self, name)[rows] for name in columns}
+        return replace(self, store=self.store.select(rows), **chosen)
 
     @property
     def num_classes(self) -> int:
@@ -114,15 +123,3 @@ class DatasetIndex:
         """What that input takes of some images to decode windows: see `ImageStore`."""
         widths, heights = self.widths[indices], self.heights[indices]
         return self.store.window_images(indices, widths, heights, windows)
-
-
-def check_same_classes(train: DatasetIndex, val: DatasetIndex) -> None:
-    """Raise a `UserError` that names the first difference if two datasets' classes differ."""
-    pairs = itertools.zip_longest(train.classes, val.classes)
-    for label, (train_class, val_class) in enumerate(pairs):
-        if train_class != val_class:
-            raise UserError(
-                f"class {label} is {train_class or 'missing'} in {train.origin} but "
-                f"{val_class or 'missing'} in {val.origin} ({train.num_classes} and "
-                f"{val.num_classes} classes): give both the same classes"
-            )

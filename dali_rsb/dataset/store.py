@@ -13,7 +13,7 @@ import io
 import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol, TypeAlias
 
@@ -26,6 +26,7 @@ from dali_rsb.dataset.windows import WindowImages, Windows
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from dali_rsb.dataset.reading import Reading
     from pipelines.types import ImageSource
 
 Rows: TypeAlias = npt.NDArray[np.integer[Any]]
@@ -210,12 +211,16 @@ class Contents:
         labels: int64 [N].
         classes: class names; a label is a position in it.
         fingerprint: makes the fingerprint from the stamps of unreadable images.
+        empty: classes whose folders hold no image.
+        left_out: number of the entries that were seen and are not among the images, by reason.
     """
 
     store: ImageStore
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     fingerprint: Callable[[dict[str, Stamp]], Fingerprint]
+    empty: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -226,8 +231,8 @@ class DatasetKind:
         name: stands in stored indices.
         holds: whether the folder or file at a path, which exists, is of this kind. May raise a
             `UserError` where the user has all but meant this kind.
-        find: lists a dataset, given its path and whether to show a progress bar. Raises
-            `UserError` if it cannot be used.
+        find: lists a dataset, given its path, whether to show a progress bar, and how it is to be
+            read. Raises `UserError` if it cannot be used.
         restore: makes the store from the dataset's path, the keys, the JSON values of
             `ImageStore.saved`, and what loads one of its arrays by name.
         fingerprint: makes the stored fingerprint from its fields.
@@ -235,7 +240,7 @@ class DatasetKind:
 
     name: str
     holds: Callable[[Path], bool]
-    find: Callable[[Path, bool], Contents]
+    find: Callable[[Path, bool, Reading], Contents]
     restore: Callable[
         [Path, Keys, Mapping[str, Any], Callable[[str], npt.NDArray[Any]]], ImageStore
     ]

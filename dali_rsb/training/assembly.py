@@ -87,7 +87,7 @@ def build_trainer(config: cfg.Config, processes: Processes, resume: Path | None 
     best_top1 = 0.0
     if resume is not None:
         defaults = cfg.Config(name="defaults").model_dump(mode="json")
-        best_top1 = restore_run(resume, step, per_epoch, resolved_config, defaults)
+        best_top1 = restore_run(resume, step, per_epoch, resolved_config, defaults, datasets.train)
     introduction = [
         describe_run(config.model.name, samples, evaluation.precision, processes),
         describe_backend(step.optimizer),

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dali_rsb.dataset import DatasetIndex
+from dali_rsb.dataset.classes import check_same_order
 from dali_rsb.errors import UserError
 from dali_rsb.run.checkpoint import load_checkpoint
 from dali_rsb.training.step import TrainStep
@@ -50,6 +52,7 @@ def restore_run(
     updates_per_epoch: int,
     config: Mapping[str, Any],
     defaults: Mapping[str, Any],
+    train: DatasetIndex,
 ) -> float:
     """Let a step go on from a checkpoint; warns of changes to the recipe.
 
@@ -57,12 +60,14 @@ def restore_run(
         updates_per_epoch: of the run that goes on, in which the step's position is counted.
         config: of that run, as plain values.
         defaults: a configuration's, which the checkpoint had where keys are newer than it.
+        train: the training images; their labels must mean what the checkpoint's did.
 
     Returns:
         The best accuracy so far, in percent.
 
     Raises:
-        UserError: it cannot be read, or is of another model, optimizer or length of an epoch.
+        UserError: it cannot be read, or is of another model, optimizer, order of classes or
+            length of an epoch.
     """
     state = load_checkpoint(path)
     saved = state["config"]
@@ -73,6 +78,7 @@ def restore_run(
                 f"{path} was trained with {section}.{key}={theirs}, not {ours}; set "
                 f"{section}.{key}={theirs}, or start again from model.weights={path}"
             )
+    check_same_order(state["classes"], train, path, config["data"]["class_order"])
     step.load_state_dict(state, path)
     step.updates_done = _position(path, state, updates_per_epoch)
     for section in RECIPE_SECTIONS:

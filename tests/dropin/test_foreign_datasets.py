@@ -77,8 +77,10 @@ def test_subsets_concatenations_and_transformed_targets(tree):
     folder = _folder(tree)
     flipped = _folder(tree, target_transform=lambda y: 2 - y)
     first, second = random_split(folder, [5, 4], torch.Generator().manual_seed(0))
+    any_loader = datasets.folder.default_loader
     for dataset in (
         folder,
+        datasets.DatasetFolder(str(tree), any_loader, (".png",), transform=T.ToTensor()),
         flipped,
         first,
         second,
