@@ -45,6 +45,9 @@ class TrainerOptions:
         eval_every: epochs between evaluations; the last epoch always has one.
         log_every: updates between reports.
         checkpoint_every: updates between checkpoints within an epoch, or None.
+        checkpoint_minutes: minutes between checkpoints within an epoch, or None.
+        keep_checkpoints: how many of the last ones stay.
+        max_checkpoint_failures: in a row; more stop the run.
         max_skipped_updates: in a row, for inf or NaN in their gradients; more stop the run.
         warm_up: reach DALI's peak memory before the first update.
     """
@@ -54,6 +57,9 @@ class TrainerOptions:
     eval_every: int
     log_every: int
     checkpoint_every: int | None
+    checkpoint_minutes: float | None
+    keep_checkpoints: int
+    max_checkpoint_failures: int
     max_skipped_updates: int
     warm_up: bool
 
@@ -116,7 +122,13 @@ class Trainer:
             Stopped: a signal asked to stop; the last checkpoint holds all that was done.
         """
         epoch, update = divmod(self.step.updates_done, self._updates_per_epoch)
-        self._checkpointer = Checkpointer(folder)
+        minutes = self._options.checkpoint_minutes
+        self._checkpointer = Checkpointer(
+            folder,
+            self._options.keep_checkpoints,
+            self._options.max_checkpoint_failures,
+            None if minutes is None else 60 * minutes,
+        )
         self._log = RunLog(folder)
         for line in self.introduction:
             logger.info(line)
@@ -142,7 +154,10 @@ class Trainer:
                 while self.step.updates_done < self._last_update:
                     self._train_epoch()
                     self._finish_epoch()
+            if not self._checkpointer.wait():
+                raise UserError(self._checkpointer.failure())
         finally:
+            self._checkpointer.close()
             self._trackers.close()
             self._log.close()
             batches.close()
@@ -196,9 +211,9 @@ class Trainer:
             self._log.advance()
             if update % options.log_every == 0 or update == last_update:
                 self._report(epoch, update)
-            self._check_stop()
+            is_due_by_time = self._check_stop()
             is_due = options.checkpoint_every and update % options.checkpoint_every == 0
-            if is_due and update < last_update:
+            if (is_due or is_due_by_time) and update < last_update:
                 self._save()
 
     def _report(self, epoch: int, update: int) -> None:
@@ -277,7 +292,7 @@ class Trainer:
         self._check_stop(now=True)
         for model in models:
             self.processes.average_buffers(model)
-        results = self.validation.evaluate(models, self._check_stop)
+        results = self.validation.evaluate(models, self._check_stop_only)
         return results[0], results[1] if self.step.ema is not None else None
 
     def _save(self, is_best: bool = False) -> None:
@@ -298,23 +313,43 @@ class Trainer:
         """Has this process been asked to stop?"""
         return self._stop_request.signal is not None
 
-    def _check_stop(self, now: bool = False) -> None:
-        """Save and stop if any process has been asked to; see `Agreement` for `now`."""
-        (is_asked,) = self._agreement.any_of(self._is_asked(), now=now)
+    def _check_stop(self, now: bool = False) -> bool:
+        """Save and stop if any process has been asked to; see `Agreement` for `now`.
+
+        Returns:
+            Whether it is time for a checkpoint, by the clock.
+
+        Raises:
+            UserError: too many checkpoints in a row could not be written.
+        """
+        checkpointer = self._checkpointer
+        is_asked, has_failed, is_due = self._agreement.any_of(
+            self._is_asked(), checkpointer.has_failed, checkpointer.is_due, now=now
+        )
+        if has_failed:
+            raise UserError(checkpointer.failure())
         if is_asked:
             self._stop()
+        return is_due
+
+    def _check_stop_only(self) -> None:
+        self._check_stop()
 
     def _stop(self) -> None:
+        """Save what was done, and stop."""
         epoch, update = divmod(self.step.updates_done - 1, self._updates_per_epoch)
         self._log.close_bar()
         if self.step.updates_done:
             self._save()
-        logger.info(
-            "asked to stop: saved %s after epoch %d, update %d; --resume goes on from there",
-            self._checkpointer.last,
-            epoch + 1,
-            update + 1,
-        )
+        if self._checkpointer.wait():
+            logger.info(
+                "asked to stop: saved %s after epoch %d, update %d; --resume goes on from there",
+                self._checkpointer.last,
+                epoch + 1,
+                update + 1,
+            )
+        else:
+            logger.warning("asked to stop, and could not save; --resume goes on from before")
         raise Stopped(self._stop_request.signal or signal.SIGTERM)
 
     @property
