@@ -62,7 +62,8 @@ class RunFolders:
             config: the whole configuration, as plain values.
 
         Raises:
-            UserError: the chosen folder holds a run that this one does not resume.
+            UserError: the chosen folder holds a run that this one does not resume, or the folder
+                cannot be written.
         """
         if self.chosen is not None:
             folder = self.chosen
@@ -74,8 +75,14 @@ class RunFolders:
             folder = resume.parent
         else:
             folder = self._numbered(len([*self._existing()]) + 1)
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_config(folder, yaml.safe_dump(dict(config), sort_keys=False))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_config(folder, yaml.safe_dump(dict(config), sort_keys=False))
+        except OSError as error:
+            raise UserError(
+                f"run folder {folder} cannot be written ({error.strerror or error}); make room, "
+                "or set run.dir to another folder"
+            ) from error
         logger.info("run folder %s", folder)
         return folder
 

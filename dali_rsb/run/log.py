@@ -29,7 +29,7 @@ class RunLog:
         self._bar: tqdm[Any] | None = None
         self._file: logging.FileHandler | None = None
         if folder is not None:
-            self._file = logging.FileHandler(folder / "train.log")
+            self._file = _LogFile(folder / "train.log")
             self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logger.setLevel(logging.INFO)
             logger.addHandler(self._file)
@@ -114,6 +114,13 @@ class RunLog:
         if self._file is not None:
             logger.removeHandler(self._file)
             self._file.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk leaves with gaps, without a traceback for each of its lines."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Leave the line out; whatever cannot be written either says so on the terminal."""
 
 
 def _skipped(number: int) -> str:
