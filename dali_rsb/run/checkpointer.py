@@ -88,7 +88,9 @@ class Checkpointer:
         return self._failures >= self._max_failures
 
     def failure(self) -> str:
-        """What to say where too many writes have failed."""
+        """What to say where too many writes have failed, here or in the first process."""
+        if self._folder is None:
+            return "the first process could not write its checkpoints; see its output"
         return (
             f"{self._failures} checkpoints in a row could not be written ({self._reason}); make "
             "room on the disk and --resume, or raise run.max_checkpoint_failures"

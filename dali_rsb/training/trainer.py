@@ -339,8 +339,10 @@ class Trainer:
         """Save what was done, and stop."""
         epoch, update = divmod(self.step.updates_done - 1, self._updates_per_epoch)
         self._log.close_bar()
-        if self.step.updates_done:
-            self._save()
+        if not self.step.updates_done:
+            logger.info("asked to stop before the first update; there is nothing to save")
+            raise Stopped(self._stop_request.signal or signal.SIGTERM)
+        self._save()
         if self._checkpointer.wait():
             logger.info(
                 "asked to stop: saved %s after epoch %d, update %d; --resume goes on from there",
