@@ -304,6 +304,15 @@ class Run(Section):
     checkpoint_every: Positive | None = Field(
         None, description="updates between checkpoints within an epoch"
     )
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        None, description="minutes between checkpoints within an epoch"
+    )
+    keep_checkpoints: Annotated[int, Field(gt=0, le=1000)] = Field(
+        2, description="how many of the last checkpoints stay, beside the best"
+    )
+    max_checkpoint_failures: Positive = Field(
+        5, description="checkpoints in a row that cannot be written before the run stops"
+    )
     max_steps: Positive | None = Field(None, description="stop after so many updates in all")
     max_skipped_steps: Positive = Field(
         20, description="updates in a row with inf or NaN in their gradients that stop the run"
