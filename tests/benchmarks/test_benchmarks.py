@@ -349,6 +349,15 @@ def test_the_command_writes_its_results(images, tmp_path, capsys):
     assert not any(path.name.startswith(".") for path in root.iterdir())
 
 
+def test_kernels_that_do_not_run_are_left_out_and_no_mistake(settings):
+    from benchmarks.loader import loader_group, our_loader
+
+    on_a_gpu = loader_group(dataclasses.replace(settings, device="cuda"))
+    assert {pair.ours for pair in on_a_gpu.comparisons} >= {"dali_rsb", "dali_rsb kernels"}
+    with pytest.raises(report.NotInstalledError, match="it needs a GPU"):
+        next(our_loader(settings, randaugment_by="triton"))
+
+
 def test_every_pair_and_stage_is_among_the_contenders(settings):
     from benchmarks.loader import loader_group, stages_group
 
