@@ -13,6 +13,7 @@ import numpy as np
 from damage import encoded, unreadable_headers
 
 from pipelines import eval_pipeline, train_pipeline
+from pipelines.arguments import EvalArguments, TrainArguments
 
 BATCH = 64  # DALI reads 32 headers or more on several threads
 HEIGHT, WIDTH = 40, 48
@@ -38,10 +39,17 @@ def inputs(mode, images):
 
 
 def build(mode):
-    options = {"size_px": 32, "batch_size": BATCH, "num_threads": 1, "device_id": None}
+    options = {
+        "size_px": 32,
+        "batch_size": BATCH,
+        "num_threads": 1,
+        "device_id": None,
+        "prefetch": 3,
+        "source": "encoded",
+    }
     if mode == "eval":
-        return eval_pipeline(**options, prefetch=3, source="encoded")
-    return train_pipeline(**options, prefetch=3, source="encoded", decode_mode=mode)
+        return eval_pipeline(EvalArguments(**options))
+    return train_pipeline(TrainArguments(**options, decode_mode=mode))
 
 
 def outcomes(mode, batches):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -31,7 +31,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     with atomic_file(path) as file:
         writer = SealingWriter(file)
         try:
-            torch.save({"format_version": FORMAT_VERSION, **state}, writer)
+            torch.save({"format_version": FORMAT_VERSION, **state}, cast(IO[bytes], writer))
         except RuntimeError as error:
             raise writer.error or error from error
         seal = writer.seal()

@@ -78,7 +78,7 @@ def run_state(
         config: the whole configuration, as plain values.
         classes: names of the classes, in the order of the labels.
     """
-    own = {"partial_sums": meter.partial_sums(), "norm_statistics": {}}
+    own: dict[str, Any] = {"partial_sums": meter.partial_sums(), "norm_statistics": {}}
     if processes.world_size > 1:
         own["norm_statistics"] = cpu_copy(step.norm_statistics())
     ranks = processes.gather(own)
