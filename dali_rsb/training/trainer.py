@@ -134,6 +134,8 @@ class Trainer:
             logger.info(line)
         if self.step.updates_done:
             logger.info("resuming at epoch %d, update %d", epoch + 1, update + 1)
+            # The rate of the last update, which is in a checkpoint written before the next one.
+            self.schedule.step(self.step.updates_done - 1)
         self._log.keep(self._progress.changes)
         self._trackers = start_trackers(self._run_info(folder))
         self._meter = Meter(self.processes, self.samples.layout.global_batch)
