@@ -10,13 +10,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dali_rsb.run.console import EarlyMessages
 from dali_rsb.run.records import EpochRow, UpdateRow
 
 logger = logging.getLogger("dali_rsb")
 
 
 class RunLog:
-    """Keeps all messages of the package in train.log, and shows the progress of an epoch.
+    """Keeps all messages of the package in train.log, those from before it began too, and shows
+    the progress of an epoch.
 
     On other ranks than the first it is silent.
 
@@ -28,10 +30,16 @@ class RunLog:
         self._bar: tqdm[Any] | None = None
         self._file: logging.FileHandler | None = None
         if folder is not None:
-            self._file = logging.FileHandler(folder / "train.log")
+            # Names of files may be of any bytes, and the terminal of any encoding.
+            self._file = logging.FileHandler(
+                folder / "train.log", encoding="utf-8", errors="backslashreplace"
+            )
             self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logger.setLevel(logging.INFO)
             logger.addHandler(self._file)
+            for handler in list(logger.handlers):
+                if isinstance(handler, EarlyMessages):
+                    handler.hand_over(self._file)
 
     def start_epoch(self, epoch: int, num_epochs: int, first_update: int, num_updates: int) -> None:
         """Open the progress bar of an epoch, where stderr is a terminal."""
