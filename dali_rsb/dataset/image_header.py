@@ -1,23 +1,32 @@
-"""Width, height and format of an image, read from the header of its file or of its bytes."""
+"""Width, height and format of an image, read from the header of its file or of its bytes.
+
+The format says who decodes: DALI those whose header is entirely in order, Pillow all others. DALI
+must not meet a header that it refuses only after having begun (see `pipelines.decoding.decode`).
+"""
 
 from __future__ import annotations
 
 import io
 import os
+import struct
 from collections.abc import Callable
 from enum import IntEnum
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from dali_rsb.dataset.plain_forms import is_plain
 
 
 class ImageFormat(IntEnum):
     """Format of an image file by its content, whatever its name says. Values are stored on disk.
 
-    OTHER is none of the formats before it, or one of them in a form whose pixels DALI does not
-    decode as Pillow does, such as a PNG of 16 bits.
+    OTHER is none of the formats before it, or one of them in a form that is not on the white list
+    of those that DALI decodes as Pillow does, such as a PNG of 16 bits (see `plain_forms`), or a
+    JPEG with garbage between its segments.
     """
 
     JPEG = 0
@@ -32,8 +41,6 @@ class ImageFormat(IntEnum):
 
 
 _PILLOW_FORMATS = {
-    "JPEG": ImageFormat.JPEG,
-    "MPO": ImageFormat.JPEG,  # several JPEG images in one file; a decoder takes the first
     "PNG": ImageFormat.PNG,
     "WEBP": ImageFormat.WEBP,
     "BMP": ImageFormat.BMP,
@@ -44,10 +51,17 @@ _PILLOW_FORMATS = {
 
 # ITU-T T.81, table B.1. Start of frame: 0xC0-0xCF without DHT (C4), JPG (C8) and DAC (CC).
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PLAIN_FRAMES = frozenset([0xC0, 0xC1, 0xC2])  # sequential and progressive, with Huffman codes
 _WITHOUT_LENGTH = frozenset([0x01, *range(0xD0, 0xD9)])
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 
-_READ_BYTES = 4096  # one page holds the start of frame unless EXIF or colour profiles precede it
+# Length of a segment and, of a frame, precision, height, width and number of components.
+_SEGMENT = struct.Struct(">HBHHB")
+
+_CUT_SHORT = (0, 0)
+NO_STAMP = (-1, -1)  # of a file that is missing
+
+_READ_BYTES = 4096  # one page holds the header unless EXIF or colour profiles precede the frame
 
 
 def read_header(path: bytes | str) -> tuple[int, int, ImageFormat]:
@@ -56,73 +70,101 @@ def read_header(path: bytes | str) -> tuple[int, int, ImageFormat]:
     Returns (width, height, format). Never raises: a file that is missing, is no image, or whose
     header is damaged gives `(0, 0, ImageFormat.UNREADABLE)`.
     """
+    return read_stamped_header(path)[:3]
+
+
+def read_stamped_header(path: bytes | str) -> tuple[int, int, ImageFormat, int, int]:
+    """`read_header`, and the file's mtime in nanoseconds and size in bytes before it was read.
+
+    They are -1 for a file that is missing.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY)
-        try:
-            size = _jpeg_size(lambda length, start: os.pread(descriptor, length, start))
-        finally:
-            os.close(descriptor)
     except OSError:
-        return 0, 0, ImageFormat.UNREADABLE
+        return 0, 0, ImageFormat.UNREADABLE, *NO_STAMP
+    try:
+        status = os.fstat(descriptor)
+        stamp = (status.st_mtime_ns, status.st_size)
+        size = _jpeg_size(lambda length, start: os.pread(descriptor, length, start))
+    except OSError:
+        return 0, 0, ImageFormat.UNREADABLE, *NO_STAMP
+    finally:
+        os.close(descriptor)
+    if size == _CUT_SHORT:
+        return 0, 0, ImageFormat.UNREADABLE, *stamp
     if size is None:
-        return _read_with_pillow(os.fsdecode(path))
-    return *size, ImageFormat.JPEG
+        try:
+            with Path(os.fsdecode(path)).open("rb") as file:
+                return *_read_with_pillow(file), *stamp
+        except OSError:
+            return 0, 0, ImageFormat.UNREADABLE, *NO_STAMP
+    return *size, ImageFormat.JPEG, *stamp
 
 
 def read_header_of_bytes(encoded: npt.NDArray[np.uint8]) -> tuple[int, int, ImageFormat]:
     """`read_header` of an encoded image in memory, uint8 [num_bytes]."""
     size = _jpeg_size(lambda length, start: encoded[start : start + length].tobytes())
+    if size == _CUT_SHORT:
+        return 0, 0, ImageFormat.UNREADABLE
     if size is None:
         return _read_with_pillow(io.BytesIO(encoded.tobytes()))
     return *size, ImageFormat.JPEG
 
 
 def _jpeg_size(read: Callable[[int, int], bytes]) -> tuple[int, int] | None:
-    """Width and height from the start-of-frame segment; None for anything out of the ordinary.
+    """Width and height from the start-of-frame segment of a JPEG that is in order.
+
+    In order are one frame of 8 bits in one or three components, and complete segments up to the
+    start of scan. `_CUT_SHORT` for a file that ends before, None for all others.
 
     Args:
         read: gives up to so many bytes from a position on.
     """
     buffer, start = read(_READ_BYTES, 0), 0
+    size = None
     if not buffer.startswith(b"\xff\xd8\xff"):
         return None
     position = 2
     while True:
         at = position - start
-        if at + 10 > len(buffer):  # marker 2, length 2, precision 1, height 2, width 2, channels 1
+        if at + 2 + _SEGMENT.size > len(buffer):
             buffer, start, at = read(_READ_BYTES, position), position, 0
-            if len(buffer) < 9:
-                return None
+            if len(buffer) < 2 + _SEGMENT.size:  # a scan is longer
+                return _CUT_SHORT
         if buffer[at] != 0xFF:
             return None
         marker = buffer[at + 1]
         if marker == 0xFF:  # a fill byte; any number may precede a marker
             position += 1
-        elif marker in _START_OF_FRAME:
-            height = buffer[at + 5] << 8 | buffer[at + 6]
-            width = buffer[at + 7] << 8 | buffer[at + 8]
-            is_cmyk = buffer[at + 9 : at + 10] == b"\x04"
-            return (width, height) if width and height and not is_cmyk else None
         elif marker in _WITHOUT_LENGTH:
             position += 2
-        elif marker in (0x00, _START_OF_SCAN, _END_OF_IMAGE):
+        elif marker in (0x00, _END_OF_IMAGE):
             return None
         else:
-            length = buffer[at + 2] << 8 | buffer[at + 3]
-            if length < 2:
+            length, precision, height, width, components = _SEGMENT.unpack_from(buffer, at + 2)
+            if marker == _START_OF_SCAN:
+                end = at + 2 + length
+                # Coded data follow: of a scan without any DALI makes pixels, Pillow refuses it.
+                if buffer[end : end + 1] == b"\xff" and buffer[end + 1 : end + 2] != b"\0":
+                    return None
+                is_complete = end <= len(buffer) or len(read(length, position + 2)) == length
+                return size if is_complete else _CUT_SHORT
+            if marker in _START_OF_FRAME:
+                is_plain = marker in _PLAIN_FRAMES and precision == 8 and components in (1, 3)
+                if not is_plain or not width or not height or size is not None:
+                    return None
+                size = (width, height)
+            elif length < 2:
                 return None
             position += 2 + length
 
 
-def _read_with_pillow(file: str | BinaryIO) -> tuple[int, int, ImageFormat]:
-    # All plugins at once: while one thread is about to load the rare ones, Pillow tells another
-    # that their formats cannot be identified.
-    Image.init()
+def _read_with_pillow(file: BinaryIO) -> tuple[int, int, ImageFormat]:
     try:
-        with Image.open(file) as image:
+        with open_with_pillow(file) as image:
             width, height = image.size
             image_format = _PILLOW_FORMATS.get(image.format or "", ImageFormat.OTHER)
-            if _needs_pillow(image, image_format):
+            if image_format != ImageFormat.GIF and not is_plain(image):
                 image_format = ImageFormat.OTHER
     except Exception:  # Pillow's plugins raise nearly every type on damaged files
         return 0, 0, ImageFormat.UNREADABLE
@@ -131,20 +173,24 @@ def _read_with_pillow(file: str | BinaryIO) -> tuple[int, int, ImageFormat]:
     return width, height, image_format
 
 
-def _needs_pillow(image: ImageFile.ImageFile, image_format: ImageFormat) -> bool:
-    """Whether DALI 2.4 decodes such a file to other pixels than Pillow 13, or not at all.
+def open_with_pillow(file: BinaryIO) -> ImageFile.ImageFile:
+    """`Image.open` without its limit of pixels: the loaders have one of their own.
 
-    tests/loader/test_odd_inputs.py holds what was measured. CMYK JPEG are equal only where an Adobe
-    marker tells that they are inverted, and GPU decoders treat them in their own ways.
+    Raises:
+        Exception: of nearly every type; no plugin can read the header.
     """
-    layout = str(image.tile[:1])  # decoder and raw mode, such as "RGB;16B"
-    if ";16" in layout or ";15" in layout:
-        return True
-    if image_format == ImageFormat.JPEG:
-        return image.mode == "CMYK"
-    if image_format == ImageFormat.TIFF:
-        rotated = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return rotated or image.mode not in ("L", "RGB")
-    if image_format == ImageFormat.PNM:
-        return "'raw'" not in layout  # plain text, or other than 255 levels
-    return False
+    # All plugins at once: while one thread is about to load the rare ones, Pillow tells another
+    # that their formats cannot be identified.
+    Image.init()
+    prefix = file.read(16)
+    for name in Image.ID:
+        plugin, accepts = Image.OPEN[name]
+        answer = accepts is None or accepts(prefix)
+        if not answer or isinstance(answer, str):  # a text says what is missing
+            continue
+        file.seek(0)
+        try:
+            return plugin(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue  # as Image.open does: another plugin may read it
+    raise UnidentifiedImageError("no plugin of Pillow's reads the header")

@@ -24,7 +24,7 @@ from dali_rsb.errors import UserError
 from dali_rsb.system.atomic import atomic_directory
 from dali_rsb.system.files import MissingFileError, UnreadableFileError, read_json
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 5
 USER_CACHE = Path("~/.cache/dali_rsb")
 
 META, UNREADABLE = "meta.json", "unreadable.txt"
