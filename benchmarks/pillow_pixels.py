@@ -71,8 +71,8 @@ class _Decoder:
         inputs = {"encoded": np.frombuffer(data, np.uint8)}
         if window:
             top, left, bottom, right = _window(width, height)
-            inputs["anchor"] = np.int32([top, left])
-            inputs["shape"] = np.int32([bottom - top, right - left])
+            inputs["anchor"] = np.array([top, left], np.int32)
+            inputs["shape"] = np.array([bottom - top, right - left], np.int32)
         try:
             (output,) = self._pipelines[window].run(**{k: [v] for k, v in inputs.items()})
         except RuntimeError:

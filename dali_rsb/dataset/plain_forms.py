@@ -63,7 +63,7 @@ def _is_raw_and_whole(image: ImageFile.ImageFile, modes: tuple[str, ...]) -> boo
     if len(image.tile) != 1 or image.tile[0].codec_name != "raw":
         return False
     tile = image.tile[0]
-    mode, stride = (tile.args, 0) if isinstance(tile.args, str) else tile.args[:2]
+    mode, stride = (tile.args, 0) if isinstance(tile.args, str) else (tile.args or ())[:2]
     row_bytes = stride or image.width * len(mode)  # a letter for each byte
     return mode in modes and tile.offset + row_bytes * image.height <= _num_bytes(image)
 
