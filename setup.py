@@ -36,6 +36,7 @@ setup(
             *QUICKSTART,
             *TIMM,
             "torchvision",
+            "webdataset>=1.0",
             "scikit-image>=0.22",
             "scipy>=1.11",
             "lightning>=2.5",

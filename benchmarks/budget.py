@@ -1,11 +1,14 @@
 """How long a whole recipe takes: training, evaluation, start-up.
 
     python -m benchmarks.budget CONFIG [section.key=value ...] [--rates JSON] [--gpus N]
-                                [--gpu NAME] [--images N] [--val-images N] [--output FILE]
+                                [--gpu NAME [--bandwidth GB/S --tflops TFLOP/S] [--cores N]]
+                                [--images N] [--val-images N] [--output FILE]
 
 The rates are those that benchmarks.train has measured on this machine: `--rates`, or measured now
 where data.train is given. `--gpu NAME` asks for a card that is not at hand: it takes the rates that
-others have published for it, each with its source, and calls the outcome an estimate.
+others have published for it, each with its source, and from 0.55 to 0.70 of the floors of the
+roofline, which is what published runs reach; the outcome is called an estimate. `--cores N` says
+how many cores that machine has to decode with.
 """
 
 from __future__ import annotations
@@ -18,15 +21,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import published_rates, train
+from benchmarks import train
+from benchmarks.estimates import Rates, card_if_known, estimated_rates, num_models
 from benchmarks.report import format_table, new_report, write_json
+from benchmarks.roofline import add_card_arguments
 from dali_rsb.config import Config, load_config
 from dali_rsb.draws.order import epoch_length
 from dali_rsb.errors import UserError, run_command
 
 IMAGENET_IMAGES, IMAGENET_VAL_IMAGES = 1_281_167, 50_000
-# A training pass is a forward pass and a backward pass of twice its cost.
-PASSES_OF_TRAINING = 3
 # What the authors of the recipes say, on 4 V100.
 HOURS_OF_AUTHORS = {"a3": 15.0, "a1": 4.6 * 24}
 GPUS_OF_AUTHORS = 4
@@ -69,32 +72,6 @@ class Amount:
         evaluations = begun // every + (begun % every != 0)
         return cls(
             per_epoch, updates, updates * global_batch, evaluations, evaluations * num_val_images
-        )
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Images/s of all GPUs together, and the seconds before the first update.
-
-    `is_estimate`: not measured on this machine with this configuration.
-    """
-
-    train_img_per_s: float
-    eval_img_per_s: float
-    start_up_s: float
-    source: str
-    is_estimate: bool = False
-
-    def on_gpus(self, gpus: int) -> Rates:
-        """The same on so many GPUs, if each does as much as one."""
-        if gpus == 1:
-            return self
-        return Rates(
-            self.train_img_per_s * gpus,
-            self.eval_img_per_s * gpus,
-            self.start_up_s,
-            f"{self.source}; times {gpus}",
-            is_estimate=True,
         )
 
 
@@ -156,48 +133,6 @@ def measured_rates(report: Mapping[str, Any], config: Config) -> Rates:
                 "measure again with this configuration"
             )
     return rates
-
-
-def estimated_rates(gpu: str, config: Config) -> list[Rates]:
-    """The published rates of a GPU at the sizes of a configuration, the lowest and the highest.
-
-    Raises:
-        UserError: nothing is known about this GPU or this model.
-    """
-    if config.model.name != published_rates.MODEL:
-        raise UserError(
-            f"the published rates are those of {published_rates.MODEL}, not of "
-            f"{config.model.name}; measure on the machine itself and give --rates JSON"
-        )
-    found = published_rates.rates_of(gpu)
-    if not found:
-        known = ", ".join(sorted({rate.gpu for rate in published_rates.PUBLISHED_RATES}))
-        raise UserError(f"no published rate for --gpu {gpu}; there are some for {known}")
-    rates = []
-    for rate in found:
-        train_range = rate.range_at(config.augment.size)
-        eval_range = rate.range_at(config.evaluation.size)
-        scaled = rate.size_px != config.augment.size
-        for which in range(2 if scaled else 1):
-            how = "as published"
-            if scaled:
-                power = sorted(published_rates.SIZE_EXPONENTS)[which]
-                how = f"from {rate.size_px} to {config.augment.size} px by power {power:g}"
-            rates.append(
-                Rates(
-                    train_range[which],
-                    PASSES_OF_TRAINING * eval_range[which] / num_models(config),
-                    0.0,
-                    f"{rate.gpu}, {how}: {rate.source}",
-                    is_estimate=True,
-                )
-            )
-    return rates
-
-
-def num_models(config: Config) -> int:
-    """Models of an evaluation: the weights, and their average where there is one."""
-    return 1 if config.ema.decay is None else 2
 
 
 @dataclass(frozen=True)
@@ -265,7 +200,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", help="section.key=value")
     parser.add_argument("--rates", type=Path, metavar="JSON", help="a result of benchmarks.train")
     parser.add_argument("--gpus", type=int, default=1, metavar="N")
-    parser.add_argument("--gpu", metavar="NAME", help="a card that is not at hand, such as V100")
+    add_card_arguments(parser, "--gpu")
+    parser.add_argument(
+        "--cores", type=int, metavar="N", help="of the machine with --gpu, for all its GPUs"
+    )
     parser.add_argument("--images", type=int, default=IMAGENET_IMAGES, help="for training")
     parser.add_argument("--val-images", type=int, default=IMAGENET_VAL_IMAGES)
     parser.add_argument("--output", type=Path, help="JSON file for the results")
@@ -274,8 +212,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("--gpus must be at least 1")
     config = load_config(options.config, options.overrides)
     amount = Amount.of(config, options.images, options.val_images)
-    if options.gpu is not None:
-        one_gpu = estimated_rates(options.gpu, config)
+    if options.cores is not None and (options.cores < 1 or options.card is None):
+        raise UserError("--cores must be at least 1, and goes with --gpu NAME")
+    if options.card is not None:
+        one_gpu = estimated_rates(options.card, config, card_if_known(options))
     elif options.rates is not None:
         one_gpu = [measured_rates(_read_rates(options.rates), config)]
     elif config.data.train is None and config.data.digits is None:
@@ -286,6 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         one_gpu = [measured_rates(measure_now(options), config)]
     rates = [rate.on_gpus(options.gpus) for rate in one_gpu]
+    if options.cores is not None:
+        rates = [rate.limited_by_cores(options.cores) for rate in rates]
     hours = [Hours.of(amount, rate) for rate in rates]
     print(_text(config, amount, rates, hours, options.gpus))
     if options.output is not None:
@@ -335,7 +277,7 @@ def _text(
     if not any(rate.start_up_s for rate in rates):
         lines.append(
             "published rates are ceilings: but for the RSB authors', none has RandAugment, mixing, "
-            "LAMB or an EMA in it"
+            "LAMB or an EMA in it; the roofline has all but RandAugment"
         )
     return "\n".join(lines)
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -32,6 +33,7 @@ from benchmarks.peers import LoaderTask
 from benchmarks.report import Work, new_report, report_progress, write_json
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.system.cpus import available_cpus
+from pipelines.types import DecodeMode
 
 HW_LOADS = (0.0, 0.3, 0.65, 1.0)
 
@@ -68,11 +70,15 @@ def stages_group(task: LoaderTask) -> Group:
 
 
 def hardware_group(task: LoaderTask, loads: Iterable[float]) -> Group:
-    """The whole graph with each share of images for the JPEG engine, and the decoder alone."""
+    """Every way to decode with each share for the JPEG engine: alone, and in the whole graph.
+
+    Each has a process of its own, as everywhere: a decoder that crashes is a line in the table.
+    """
+    modes: list[DecodeMode] = [mode for mode in get_args(DecodeMode) if mode != "shared"]
     contenders = {}
     for load in loads:
         with_load = replace(task, hw_decoder_load=load)
-        for mode in ("roi", "full"):
+        for mode in modes:
             stage = partial(our_stage, with_load, "decode", mode)
             contenders[f"decode {mode}, load {load:g}"] = stage
             contenders[f"RandAugment {mode}, load {load:g}"] = partial(our_loader, with_load, mode)

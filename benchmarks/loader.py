@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from nvidia.dali import pipeline_def
@@ -37,6 +37,7 @@ from benchmarks.peers import (
 )
 from benchmarks.report import (
     BatchCounts,
+    NotInstalledError,
     Work,
     format_table,
     measure,
@@ -55,6 +56,7 @@ from dali_rsb.errors import UserError, run_command
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.builders import train_loader
 from dali_rsb.loader.executor import TakingTurns
+from dali_rsb.loader.rand_augment import with_backend
 from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.system.cpus import available_cpus
 from pipelines.decoding import decode, decode_shared, read_files
@@ -95,19 +97,38 @@ def _settings(task: LoaderTask) -> LoaderSettings:
     return LoaderSettings.untuned(device, task.num_threads, PREFETCH, task.hw_decoder_load)
 
 
-def our_loader(task: LoaderTask, decode_mode: DecodeMode = "roi", repeats: int = 1) -> BatchCounts:
-    """This project's training loader."""
+def our_loader(
+    task: LoaderTask,
+    decode_mode: DecodeMode = "roi",
+    repeats: int = 1,
+    randaugment_by: Literal["dali", "triton"] = "dali",
+) -> BatchCounts:
+    """This project's training loader; on a GPU with RandAugment by either of its backends.
+
+    Raises:
+        NotInstalledError: the Triton kernels do not run on the device.
+    """
     device = torch.device(task.device)
     samples = our_samples(task, decode_mode, repeats)
+    samples = _with_backend(samples, randaugment_by, device)
     loader = train_loader(samples, _settings(task), device, BadImages(samples.index, "raise"))
     batches = loader.batches(endless_specs(samples))
     return count_images((batch.images for batch in batches), task)
 
 
+def _with_backend(
+    samples: TrainSamples, backend: Literal["dali", "triton"], device: torch.device
+) -> TrainSamples:
+    try:
+        return replace(samples, transform=with_backend(samples.transform, backend, device))
+    except UserError as error:  # here a baseline less, no mistake
+        raise NotInstalledError(str(error)) from error
+
+
 # Inputs that the graph has when it ends after a stage.
 _INPUTS_UNTIL = {
     "read": {"path"},
-    "decode": {"path", "anchor", "shape", "is_first", "source"},
+    "decode": {"path", "size", "anchor", "shape", "is_first", "source"},
 }
 
 
@@ -123,10 +144,11 @@ def _stage_graph(stage: str, decode_mode: DecodeMode, device: str, load: float) 
     if stage == "read":
         return read_files(inputs["path"]).shape()
     if decode_mode == "shared":
-        images = decode_shared(inputs["path"], device, load, inputs["is_first"], inputs["source"])
+        sharing = (inputs["is_first"], inputs["source"])
+        images = decode_shared(inputs["path"], inputs["size"], device, load, *sharing)
     else:
         window = (inputs["anchor"], inputs["shape"]) if decode_mode == "roi" else None
-        images = decode(read_files(inputs["path"]), device, load, window)
+        images = decode(read_files(inputs["path"]), inputs["size"], device, load, window)
     return images.shape()
 
 
@@ -201,9 +223,13 @@ def loader_group(task: LoaderTask) -> Group:
     comparisons = (RatePair(ours, other) for other in others)
     if task.randaugment is None:
         return Group(without, tuple(comparisons))
+    kernels = {}
+    if task.device != "cpu":
+        kernels = {"dali_rsb kernels": partial(our_loader, task, randaugment_by="triton")}
     return Group(
         {
             "dali_rsb": partial(our_loader, task),
+            **kernels,
             "timm": partial(timm_loader, task),
             "DALI rand_augment": partial(dali_loader, task),
             "DALI rand_augment n=1": partial(dali_loader, task, num_operations=1),
@@ -215,6 +241,7 @@ def loader_group(task: LoaderTask) -> Group:
             RatePair("dali_rsb", "DALI rand_augment", target=1.25),
             RatePair("dali_rsb", "DALI rand_augment n=1"),
             RatePair("dali_rsb", "torchvision"),
+            *(RatePair(name, "dali_rsb") for name in kernels),
             *comparisons,
         ),
     )
@@ -284,9 +311,15 @@ def read_dataset(root: Path) -> dict[str, Any]:
 def measure_group(
     group: Group, work: Work, num_repeats: int, num_cpus: int, progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measure a group; returns what the result file holds of it."""
-    measured = measure(group.contenders, work, num_repeats, num_cpus, progress)
+    """Measure a group; returns what the result file holds of it.
+
+    A contender whose process fails, or dies by a signal, is left out, and the reason is kept.
+    """
+    contenders = group.contenders
+    measured = measure(contenders, work, num_repeats, num_cpus, progress, keep_going=True)
     sections = measured.sections
+    if not sections:
+        raise UserError(f"none of {', '.join(contenders)} could be measured; see the reasons above")
     result: dict[str, Any] = {
         "rounds": measured.num_rounds,
         "contenders": sections_as_json(sections),
@@ -308,6 +341,7 @@ def measure_group(
             )
         )
         for stage, earlier in group.increments
+        if stage in sections and earlier in sections
     }
     return result
 
@@ -336,6 +370,7 @@ def group_tables(result: Mapping[str, Any]) -> str:
             for name, ratio in result["ratios"].items()
         ]
         tables.append(format_table(["ratio of img/s", "median", "min-max", "target"], rows))
+    tables += [f"{name}: left out, {reason}" for name, reason in result["left_out"].items()]
     return "\n\n".join(tables)
 
 

@@ -67,11 +67,16 @@ def _encoded_bytes(index: DatasetIndex, arrays: Sequence[np.ndarray]) -> list[in
     return [Path(array.tobytes().decode()).stat().st_size for array in arrays]
 
 
+# Inputs of a pipeline that decodes windows, beside the images.
+_DECODED_BY = ("size", "anchor", "shape")
+
+
 @pipeline_def(num_threads=1, device_id=None, prefetch_queue_depth=1)
 def _window_graph(source: ImageSource) -> DataNode:
-    specs = [s for s in train_inputs("roi", 0, source) if s.name in (source, "anchor", "shape")]
-    inputs = external_inputs(specs)
-    return decode(read_images(inputs), "cpu", 0.0, (inputs["anchor"], inputs["shape"]))
+    names = (source, *_DECODED_BY)
+    inputs = external_inputs([s for s in train_inputs("roi", 0, source) if s.name in names])
+    window = (inputs["anchor"], inputs["shape"])
+    return decode(read_images(inputs), inputs["size"], "cpu", 0.0, window)
 
 
 def cpu_ms_per_image(samples: Mapping[str, TrainSamples], rounds: int) -> dict[str, dict[str, Any]]:
@@ -90,9 +95,7 @@ def cpu_ms_per_image(samples: Mapping[str, TrainSamples], rounds: int) -> dict[s
             start_s = time.thread_time()
             inputs = samples[name].prepare(spec).inputs
             prepare_ms[name].append(1000 * (time.thread_time() - start_s) / len(spec.indices))
-            fed = {
-                key: inputs[key] for key in ("anchor", "shape", samples[name].index.image_source)
-            }
+            fed = {key: inputs[key] for key in (*_DECODED_BY, samples[name].index.image_source)}
             start_s = time.process_time()
             graphs[name].run(**fed)
             decode_ms[name].append(1000 * (time.process_time() - start_s) / len(spec.indices))

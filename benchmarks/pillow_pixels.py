@@ -68,7 +68,10 @@ class _Decoder:
         """
         if window not in self._pipelines:
             self._pipelines[window] = self._build(window)
-        inputs = {"encoded": np.frombuffer(data, np.uint8)}
+        inputs = {
+            "encoded": np.frombuffer(data, np.uint8),
+            "size": np.array([height, width, 3], np.int32),
+        }
         if window:
             top, left, bottom, right = _window(width, height)
             inputs["anchor"] = np.array([top, left], np.int32)
@@ -84,11 +87,12 @@ class _Decoder:
         pipeline = Pipeline(1, num_threads=1, device_id=None, prefetch_queue_depth=1)
         with pipeline:
             encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+            size = fn.external_source(name="size", dtype=types.INT32, ndim=1)
             ends = None
             if window:
                 names = ("anchor", "shape")
                 ends = tuple(fn.external_source(name=n, dtype=types.INT32, ndim=1) for n in names)
-            pipeline.set_outputs(decode(encoded, "cpu", 0.0, ends))
+            pipeline.set_outputs(decode(encoded, size, "cpu", 0.0, ends))
         return pipeline
 
 

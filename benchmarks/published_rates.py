@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.cards import matching_names
+
 MODEL = "resnet50"
 
 # Rates fall with the side of the images to a power: 2 if they follow the area, 1.66 between 160 and
@@ -53,6 +55,11 @@ PUBLISHED_RATES = (
         "H100", 2791, 224, "lambdal/deeplearning-benchmark, 1 H100 SXM, fp16, synthetic data, NCHW"
     ),
     PublishedRate("H100", 7054, 224, "MLPerf Training v3.1, NVIDIA, 8 H100, MXNet and DALI"),
+    PublishedRate("H100", 7449, 224, "MLPerf Training v4.0, Fujitsu, 4 H100, MXNet and DALI"),
+    PublishedRate("H100", 7162, 224, "MLPerf Training v4.0, NVIDIA, 8 H100, MXNet and DALI"),
+    PublishedRate("H100 PCIe", 4525, 224, "MLPerf Training v4.0, 8 H100 PCIe, MXNet and DALI"),
+    PublishedRate("L40S", 1854, 224, "MLPerf Training v4.0, 8 L40S, MXNet and DALI"),
+    PublishedRate("H200", 7950, 224, "MLPerf Training v4.0, 8 H200, MXNet and DALI"),
     PublishedRate(
         "H200", 3079, 224, "lambdal/deeplearning-benchmark, 1 H200, fp16, synthetic data, NCHW"
     ),
@@ -65,9 +72,15 @@ PUBLISHED_RATES = (
 )
 
 
+# Images/s that are decoded and no more, by whom and with what.
+DECODING_RATES = (
+    (21_567, "DALI's continuous integration (pull request 6445, 2026), a GPU with 70 threads"),
+    (7_834, "torchvision's fused CUDA decoder, A100, images of 551 x 676"),
+    (6_400, "LitData, files as they are from S3, one machine; 3,200 with a transform"),
+)
+
+
 def rates_of(gpu: str) -> list[PublishedRate]:
-    """The published rates of a GPU, by a part of its name: "H100", "a100", "NVIDIA H100 PCIe"."""
-    wanted = gpu.lower()
-    return [
-        rate for rate in PUBLISHED_RATES if rate.gpu.lower() in wanted or wanted in rate.gpu.lower()
-    ]
+    """The published rates of a GPU, by its name: "H100", "a100", "NVIDIA H100 PCIe"."""
+    found = matching_names(gpu, dict.fromkeys(rate.gpu for rate in PUBLISHED_RATES))
+    return [rate for rate in PUBLISHED_RATES if rate.gpu in found]

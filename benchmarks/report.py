@@ -23,6 +23,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -322,7 +323,7 @@ def measure(
     connections: dict[str, Connection] = {}
     measured = Measurements({}, {}, {})
     parts: dict[str, tuple[str, ...]] = {}
-    processes = []
+    processes: dict[str, BaseProcess] = {}
 
     def leave_out(name: str, reason: str) -> None:
         measured.left_out[name] = reason
@@ -336,8 +337,9 @@ def measure(
         for name, part in runs if number % 2 == 0 else runs[::-1]:
             if name not in connections:
                 continue
-            connections[name].send((part, work))
-            section = _receive(connections[name], name, keep_going)
+            with contextlib.suppress(BrokenPipeError):  # it is dead; _receive says so
+                connections[name].send((part, work))
+            section = _receive(connections[name], processes[name], keep_going)
             if isinstance(section, _LeftOut):
                 leave_out(name, section.reason)
                 continue
@@ -353,13 +355,13 @@ def measure(
             process = context.Process(target=_serve, args=(theirs, start, cpus), name=name)
             process.start()
             theirs.close()  # so that a dead child is an EOFError here
-            processes.append(process)
+            processes[name] = process
             connections[name] = ours
         for name in list(connections):
             # Libraries choose their algorithms by timing them as they start.
             with contextlib.suppress(BrokenPipeError):  # it is dead; _receive says so
                 connections[name].send(None)
-            answer = _receive(connections[name], name, keep_going)
+            answer = _receive(connections[name], processes[name], keep_going)
             if isinstance(answer, _Started):
                 measured.facts[name], parts[name] = answer.facts, answer.parts
                 measured.sections.update({_section_name(name, part): [] for part in answer.parts})
@@ -371,8 +373,8 @@ def measure(
             for number in range(num_rounds):
                 measure_round(number)
     except _TerminatedError:
-        for process in processes:
-            process.kill()  # there is no time to wait for them
+        for child in processes.values():
+            child.kill()  # there is no time to wait for them
         complete = measured.num_rounds
         if not complete:
             raise UserError("stopped before the first round was over: nothing to report") from None
@@ -382,10 +384,10 @@ def measure(
     finally:
         for connection in connections.values():
             connection.close()
-        for process in processes:
-            process.join(timeout=10)
-            if process.is_alive():
-                process.kill()
+        for child in processes.values():
+            child.join(timeout=10)
+            if child.is_alive():
+                child.kill()
     return measured
 
 
@@ -393,13 +395,21 @@ def _section_name(contender: str, part: str) -> str:
     return f"{contender}, {part}" if part else contender
 
 
-def _receive(connection: Connection, name: str, keep_going: bool) -> Any:
+def _receive(connection: Connection, process: BaseProcess, keep_going: bool) -> Any:
     try:
         return connection.recv()
     except (EOFError, ConnectionResetError) as error:
+        reason = _how_it_ended(process)
         if keep_going:
-            return _LeftOut("its process failed; its error stands above")
-        raise RuntimeError(f"the process of {name!r} failed; its error stands above") from error
+            return _LeftOut(reason)
+        raise RuntimeError(f"{process.name!r}: {reason}") from error
+
+
+def _how_it_ended(process: BaseProcess) -> str:
+    process.join(timeout=10)
+    if process.exitcode is not None and process.exitcode < 0:
+        return f"its process died by {signal.Signals(-process.exitcode).name}"
+    return "its process failed; its error stands above"
 
 
 def describe_machine() -> dict[str, Any]:

@@ -6,6 +6,8 @@
 The trainer's own step, beside timm's and the plainest that PyTorch allows: a whole update, and its
 parts one by one (mix, forward, backward; the rest of the update is optimizer, average and loss
 scaling). `--vary` compares settings of the step, every combination of them: the fastest is named.
+Beside it stands the least that the update could take here (`benchmarks.roofline`): its bytes and
+operations layer by layer, at the bandwidth and the matrix rate that are measured in the same run.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.bandwidth import measured_card
 from benchmarks.report import (
     Measurements,
     Parts,
@@ -38,6 +41,13 @@ from benchmarks.report import (
     sections_as_json,
     summarize,
     write_json,
+)
+from benchmarks.roofline import (
+    Roofline,
+    network_of_config,
+    roofline_text,
+    shares_of_floors,
+    update_of,
 )
 from benchmarks.train_steps import (
     OurStep,
@@ -252,6 +262,24 @@ def steps_as_json(measured: Measurements, contenders: Sequence[str]) -> dict[str
     return result
 
 
+def roofline_here(config: Config, steps: Mapping[str, Any]) -> Roofline | None:
+    """The floors of our update, in the batch and the precision that it was measured in.
+
+    Returns None, and says why, where the model is none whose layers are known.
+    """
+    facts = next((step for name, step in steps.items() if name.startswith(OURS)), None)
+    if facts is None:
+        return None
+    try:
+        network = network_of_config(config)
+    except UserError as error:
+        report_progress(f"no roofline: {error}")
+        return None
+    dtype: str = facts["dtype"]
+    card = measured_card(resolve_device(config.run.device), getattr(torch, dtype))
+    return Roofline(network, update_of(config, facts["batch_per_device"], dtype), card)
+
+
 def fastest(steps: Mapping[str, Any]) -> str | None:
     """The fastest of our settings, by median images/s."""
     ours = {name: step for name, step in steps.items() if name.startswith(OURS)}
@@ -358,6 +386,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in steps
         if best is not None and name != best
     }
+    roofline = roofline_here(config, steps)
+    if roofline is not None:
+        shares = shares_of_floors(steps, roofline)
+        report["roofline"] = roofline.as_json() | {"shares": shares}
+        print(f"{roofline_text(roofline, shares)}\n")
     if options.output is not None:
         write_json(options.output, report)
     print(steps_table(steps))

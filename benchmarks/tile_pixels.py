@@ -31,7 +31,7 @@ from dali_rsb.dataset.tiles.transcoding import transcode
 from dali_rsb.dataset.windows import Windows
 from dali_rsb.errors import UserError, run_command
 from pipelines.decoding import decode
-from pipelines.inputs import InputSpec, external_inputs, image_input
+from pipelines.inputs import InputSpec, external_inputs, image_input, size_input
 
 _WINDOWS_EACH = 50  # of one JPEG
 
@@ -75,14 +75,22 @@ def decoded_of_tiles(
     top, left = (windows.top, windows.left) - found.origins.T
     inside = Windows(top, left, windows.height, windows.width)
     whole = [np.asarray(_open(jpeg.tobytes())) for jpeg in encoded]
-    return decode_windows(encoded, inside), cut_out(whole, inside)
+    return decode_windows(encoded, found.sizes, inside), cut_out(whole, inside)
 
 
-def decode_windows(encoded: Sequence[_Bytes], windows: Windows) -> list[_Bytes]:
-    """Windows of JPEGs by DALI's decoder: uint8 [height, width, 3] each."""
+def decode_windows(
+    encoded: Sequence[_Bytes], sizes: npt.NDArray[np.int32], windows: Windows
+) -> list[_Bytes]:
+    """Windows of JPEGs by DALI's decoder: uint8 [height, width, 3] each.
+
+    Args:
+        sizes: [len(encoded), 3], height, width and channels that their headers state.
+    """
     start = np.stack([windows.top, windows.left], axis=1).astype(np.int32)
     size = np.stack([windows.height, windows.width], axis=1).astype(np.int32)
-    (output,) = _graph(len(encoded)).run(encoded=list(encoded), anchor=start, shape=size)
+    (output,) = _graph(len(encoded)).run(
+        encoded=list(encoded), size=sizes, anchor=start, shape=size
+    )
     return [np.array(output.at(row)) for row in range(len(encoded))]
 
 
@@ -107,11 +115,13 @@ def _open(jpeg: bytes) -> Image.Image:
 def _window_graph() -> DataNode:
     specs = (
         image_input("encoded"),
+        size_input(),
         InputSpec("anchor", types.INT32, 1),
         InputSpec("shape", types.INT32, 1),
     )
     inputs = external_inputs(specs)
-    return decode(inputs["encoded"], "cpu", 0.0, (inputs["anchor"], inputs["shape"]))
+    window = (inputs["anchor"], inputs["shape"])
+    return decode(inputs["encoded"], inputs["size"], "cpu", 0.0, window)
 
 
 def _graph(batch_size: int) -> Pipeline:
@@ -141,7 +151,8 @@ def compare(num_windows: int, seed: int) -> dict[str, Any]:
             not_tiled[f"{kind}: {error}"] += 1
             continue
         original = [np.frombuffer(jpeg, np.uint8)] * _WINDOWS_EACH
-        by_dali = decode_windows(original, windows)
+        sizes = np.tile(np.array([size[1], size[0], 3], np.int32), (_WINDOWS_EACH, 1))
+        by_dali = decode_windows(original, sizes, windows)
         by_pillow = cut_out([np.asarray(_open(jpeg))] * _WINDOWS_EACH, windows)
         small_by_dali, small_by_pillow = decoded_of_tiles(
             tiled, Tiles.of_layouts([layout]), size, windows

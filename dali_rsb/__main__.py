@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "accuracy of a checkpoint on validation images",
     "tune": "find the loader's fastest settings for this machine and these images",
     "pack": "put a dataset into a few large tar files",
+    "verify": "decode a dataset once and list what is wrong with it",
     "doctor": "check this machine: driver, builds, decoders, CPUs, storage",
     "help": "the keys of a configuration and what they mean",
     "diff": "in which keys two configurations, runs or recipes differ",

@@ -19,6 +19,7 @@ from pathlib import Path
 from dali_rsb.dataset import open_index
 from dali_rsb.dataset.packing import DEFAULT_QUALITY, PackOptions, PackReport, pack, verify
 from dali_rsb.dataset.packing.pixels import verify_pixels
+from dali_rsb.dataset.reading import add_reading_arguments, reading_of_arguments
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.run.console import console_messages
 
@@ -62,12 +63,14 @@ def main() -> None:
     )
     parser.add_argument("--workers", type=int, metavar="N", help="threads")
     parser.add_argument("--index", type=Path, metavar="DIR", help="where to store SRC's index")
+    add_reading_arguments(parser)
     arguments = parser.parse_args()
+    reading = reading_of_arguments(arguments)
     if arguments.verify is not None:
         num_shards = verify(arguments.verify)
         print(f"{num_shards} shards in {arguments.verify} are as they were packed")
         if arguments.source is not None:
-            source = open_index(arguments.source, arguments.index)
+            source = open_index(arguments.source, arguments.index, reading=reading)
             num_images = verify_pixels(source, arguments.verify)
             print(f"{num_images:,} images have the pixels of those in {arguments.source}")
         return
@@ -84,7 +87,7 @@ def main() -> None:
         raise UserError(f"--seed {arguments.seed} is negative: give 0 or more")
     workers = _in_range("--workers", arguments.workers, 1, 1024)
     with console_messages():
-        index = open_index(arguments.source, arguments.index)
+        index = open_index(arguments.source, arguments.index, reading=reading)
         try:
             report = pack(index, arguments.target, options, workers)
         except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dali_rsb.checks.parity.comparison import WARPS, Comparison
 from dali_rsb.checks.parity.report import write_report
 from dali_rsb.dataset import DatasetIndex, open_index
+from dali_rsb.dataset.reading import add_reading_arguments, reading_of_arguments
 from dali_rsb.draws.randaugment import OPERATIONS
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.run.console import console_messages
@@ -69,12 +70,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, metavar="PIXELS")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="auto")
     parser.add_argument("--output", type=Path, default=Path("parity"), metavar="FOLDER")
+    add_reading_arguments(parser)
     arguments = parser.parse_args()
     if arguments.num_images < 1 or arguments.size < 8:
         raise UserError("--num-images must be at least 1 and --size at least 8")
     device_id = _device_id(arguments.device)
     with console_messages():
-        index = open_index(arguments.data)
+        index = open_index(arguments.data, reading=reading_of_arguments(arguments))
         images = choose_images(index, arguments.num_images)
         comparison = Comparison(index, images, arguments.size, device_id)
         total = len(OPERATIONS) + len(WARPS) + 6

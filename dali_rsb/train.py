@@ -12,7 +12,7 @@ from dali_rsb.errors import run_command
 from dali_rsb.run.console import console_messages
 from dali_rsb.run.folder import RunFolders
 from dali_rsb.run.processes import processes
-from dali_rsb.run.signals import Stopped
+from dali_rsb.run.signals import Stopped, stop_requests
 from dali_rsb.training.assembly import build_trainer
 
 
@@ -28,18 +28,20 @@ def main() -> None:
     )
     config, arguments = parser.read()
     folders = RunFolders(config.name, config.run.dir)
-    with (
-        processes(config.run.device) as this_process,
-        console_messages(this_process.is_first),
-    ):
-        resume = this_process.from_first(folders.find_resume(arguments.resume))
-        trainer = build_trainer(config, this_process, resume)
-        resolved = config.model_dump(mode="json")
-        folder = folders.open(resume, resolved) if this_process.is_first else None
-        try:
+    try:
+        with (
+            # Before the first update there is nothing to save.
+            stop_requests(at_once=True),
+            processes(config.run.device) as this_process,
+            console_messages(this_process.is_first),
+        ):
+            resume = this_process.from_first(folders.find_resume(arguments.resume))
+            trainer = build_trainer(config, this_process, resume)
+            resolved = config.model_dump(mode="json")
+            folder = folders.open(resume, resolved) if this_process.is_first else None
             trainer.run(folder)
-        except Stopped as stopped:
-            sys.exit(stopped.exit_code)
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
 
 
 if __name__ == "__main__":

@@ -149,7 +149,10 @@ class LoaderMeter:
         self._process = this_process
         self._batch = batch_per_device
         self._seconds = seconds
-        self._bad_images = BadImages(index, config.data.on_bad_image, config.data.max_bad_fraction)
+        data = config.data
+        self._bad_images = BadImages(
+            index, data.on_bad_image, data.max_bad_fraction, data.max_pixels
+        )
         samples = self._samples(LoaderSettings(threads=1))
         self._specs = (spec for epoch in itertools.count() for spec in samples.specs(epoch))
 

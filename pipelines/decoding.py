@@ -9,7 +9,7 @@ import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 
-from pipelines.inputs import external_inputs, image_input
+from pipelines.inputs import external_inputs, image_input, size_input
 from pipelines.types import HW_DECODER_LOAD, HostResize, ImageSource
 
 
@@ -23,8 +23,24 @@ def read_images(inputs: Mapping[str, DataNode]) -> DataNode:
     return inputs["encoded"] if "encoded" in inputs else read_files(inputs["path"])
 
 
+def _of_size(encoded: DataNode, size: DataNode) -> DataNode:
+    """The same images, none of which the decoder refuses for its header; else the batch fails.
+
+    DALI 2.4's decoder reads the headers of 32 images or more in its own thread and in those of the
+    pool. If its own thread meets one that cannot be read, or a window that leaves the image, it
+    raises without waiting for the pool, whose threads go on with memory that has been freed: a
+    segmentation fault, sooner or later.
+    `fn.peek_image_shape` reads the same headers by the same parser, and waits for all threads
+    before it raises; `fn.reshape`, which copies nothing, raises where a size differs.
+    """
+    stated = fn.peek_image_shape(encoded, adjust_orientation=False, dtype=types.INT32)
+    is_right = fn.reductions.min((stated == size) * 1.0, keep_dims=True)
+    return fn.reshape(encoded, rel_shape=is_right)  # to none of its bytes for a wrong one
+
+
 def decode(
     encoded: DataNode,
+    size: DataNode,
     device: str,
     hw_decoder_load: float,
     window: tuple[DataNode, DataNode] | None = None,
@@ -35,10 +51,14 @@ def decode(
     triangle filter ("fancy"), which the CPU decoder always does and the GPU decoder must be told.
 
     Args:
+        size: int32 (height, width, 3). An image whose header cannot be read or states another size
+            makes the batch fail before anything is decoded.
         device: "cpu" or "gpu".
         hw_decoder_load: share of a batch that goes to the GPU's JPEG engine, where it has one.
-        window: (top, left) and (height, width), int32 [2] each, to decode only that part.
+        window: (top, left) and (height, width), int32 [2] each, inside the image, to decode only
+            that part.
     """
+    encoded = _of_size(encoded, size)
     options: dict[str, Any] = {
         "device": "mixed" if device == "gpu" else "cpu",
         "output_type": types.RGB,
@@ -54,6 +74,7 @@ def decode(
 
 def decode_shared(
     images: DataNode,
+    size: DataNode,
     device: str,
     hw_decoder_load: float,
     is_first: DataNode,
@@ -66,12 +87,13 @@ def decode_shared(
 
     Args:
         images: names of files to read or, without `are_paths`, encoded images.
+        size: see `decode`.
         is_first: bool, rows to decode.
         source: int32, for each row the row whose image it takes.
     """
     if is_first:
         encoded = read_files(images) if are_paths else images
-        decoded = decode(encoded, device, hw_decoder_load)
+        decoded = decode(encoded, size, device, hw_decoder_load)
     else:
         pixel = np.zeros((1, 1, 3), np.uint8)  # never looked at
         decoded = types.Constant(pixel, layout="HWC", device=device)
@@ -120,15 +142,15 @@ def resize_window(
 
 @pipeline_def(batch_size=1, num_threads=1, prefetch_queue_depth=1)
 def _decode_graph(source: ImageSource, device: str) -> DataNode:
-    inputs = external_inputs((image_input(source),))
-    return decode(read_images(inputs), device, HW_DECODER_LOAD)
+    inputs = external_inputs((image_input(source), size_input()))
+    return decode(read_images(inputs), inputs["size"], device, HW_DECODER_LOAD)
 
 
 def decode_check_pipeline(source: ImageSource = "path", device_id: int | None = None) -> Pipeline:
     """Build a pipeline that decodes one image at a time, to find those that fail.
 
     Args:
-        source: whether it is fed file names or encoded images.
+        source: whether it is fed file names or encoded images; `size` is fed beside them.
         device_id: the GPU, or None for the CPU's decoder.
     """
     return _decode_graph(source, "cpu" if device_id is None else "gpu", device_id=device_id)

@@ -7,18 +7,19 @@ from nvidia.dali.data_node import DataNode
 
 from pipelines.arguments import EvalArguments
 from pipelines.decoding import decode, read_images, resize_window
-from pipelines.inputs import InputSpec, external_inputs, image_input
+from pipelines.inputs import InputSpec, external_inputs, image_input, size_input
 from pipelines.types import INTERPOLATIONS, ImageSource
 
 
 def eval_inputs(source: ImageSource = "path") -> tuple[InputSpec, ...]:
     """Inputs of the evaluation pipeline, one row a sample.
 
-    `path` or `encoded`: file name or encoded image, uint8. `start`, `end`: float32 (y, x), the
-    part of the source image that the centre crop keeps.
+    `path` or `encoded`: file name or encoded image, uint8. `size`: int32 (height, width, 3) of the
+    source image. `start`, `end`: float32 (y, x), the part of it that the centre crop keeps.
     """
     return (
         image_input(source),
+        size_input(),
         InputSpec("start", types.FLOAT, 1),
         InputSpec("end", types.FLOAT, 1),
     )
@@ -27,7 +28,8 @@ def eval_inputs(source: ImageSource = "path") -> tuple[InputSpec, ...]:
 @pipeline_def
 def _eval_graph(arguments: EvalArguments) -> DataNode:
     inputs = external_inputs(eval_inputs(arguments.source))
-    images = decode(read_images(inputs), arguments.device, arguments.hw_decoder_load)
+    encoded, load = read_images(inputs), arguments.hw_decoder_load
+    images = decode(encoded, inputs["size"], arguments.device, load)
     interpolation = types.DALIInterpType(INTERPOLATIONS[arguments.interpolation])
     return resize_window(images, arguments.size_px, inputs["start"], inputs["end"], interpolation)
 

@@ -34,6 +34,14 @@ def image_input(source: ImageSource) -> InputSpec:
     return InputSpec(source, types.UINT8, 1, no_copy=source == "encoded")
 
 
+def size_input() -> InputSpec:
+    """The input `size`, int32 (height, width, 3): what the header of each image must state.
+
+    Crop windows are drawn for that size; see `pipelines.decoding.decode`.
+    """
+    return InputSpec("size", types.INT32, 1)
+
+
 def external_inputs(specs: Iterable[InputSpec]) -> dict[str, DataNode]:
     """Return a CPU external source for each spec, by name; for a pipeline definition."""
     return {

@@ -13,7 +13,7 @@ from pipelines.decoding import (
     resize_window,
     resize_window_on_host,
 )
-from pipelines.inputs import InputSpec, external_inputs, image_input
+from pipelines.inputs import InputSpec, external_inputs, image_input, size_input
 from pipelines.randaugment import rand_augment, randaugment_inputs
 from pipelines.types import DecodeMode, ImageSource
 
@@ -23,10 +23,11 @@ def train_inputs(
 ) -> tuple[InputSpec, ...]:
     """Inputs of the training pipeline, one row a sample.
 
-    `path` or `encoded`: file name or encoded image, uint8. `interpolation`: a DALIInterpType as
-    int32. `start`, `end`: the window to resize, float32 (y, x), swapped in x to mirror; in pixels
-    of the decoded part. `anchor`, `shape`: the part to decode, int32 (y, x), in "roi" mode.
-    `is_first`, `source`: see `decode_shared`, in "shared" mode. Then RandAugment's.
+    `path` or `encoded`: file name or encoded image, uint8. `size`: int32 (height, width, 3) of the
+    whole image. `interpolation`: a DALIInterpType as int32. `start`, `end`: the window to resize,
+    float32 (y, x), swapped in x to mirror; in pixels of the decoded part. `anchor`, `shape`: the
+    part to decode, int32 (y, x), in "roi" mode. `is_first`, `source`: see `decode_shared`, in
+    "shared" mode. Then RandAugment's.
     """
     of_mode = {
         "roi": (InputSpec("anchor", types.INT32, 1), InputSpec("shape", types.INT32, 1)),
@@ -35,6 +36,7 @@ def train_inputs(
     }
     return (
         image_input(source),
+        size_input(),
         *of_mode[decode_mode],
         InputSpec("start", types.FLOAT, 1),
         InputSpec("end", types.FLOAT, 1),
@@ -52,6 +54,7 @@ def _train_graph(arguments: TrainArguments) -> DataNode:
     if decode_mode == "shared":
         images = decode_shared(
             inputs[source],
+            inputs["size"],
             device,
             load,
             inputs["is_first"],
@@ -60,7 +63,7 @@ def _train_graph(arguments: TrainArguments) -> DataNode:
         )
     else:
         part = (inputs["anchor"], inputs["shape"]) if decode_mode == "roi" else None
-        images = decode(read_images(inputs), device, load, part)
+        images = decode(read_images(inputs), inputs["size"], device, load, part)
     window = (inputs["start"], inputs["end"])
     if arguments.host_resize is not None:
         images = resize_window_on_host(

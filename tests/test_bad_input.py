@@ -92,11 +92,7 @@ def test_a_gpu_asked_for_where_none_is(capsys, monkeypatch, folder):
 
 
 def test_broken_folders(capsys, monkeypatch, folder):
-    shutil.rmtree(folder / "val" / "dog")
-    (folder / "val" / "dog").mkdir()
-    assert "dog" in _mistake(capsys, monkeypatch, folder, A3, *SMALL, *DATA)
     (folder / "val" / "dog").rename(folder / "val" / "wolf")
-    shutil.copy(folder / "train" / "dog" / "0.jpg", folder / "val" / "wolf")
     assert "wolf" in _mistake(capsys, monkeypatch, folder, A3, *SMALL, *DATA)
     shutil.rmtree(folder / "train")
     (folder / "train").mkdir()

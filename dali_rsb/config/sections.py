@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD, PAIR_BLOCK
+from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, PAIR_BLOCK
 from dali_rsb.draws.policy import parse_tokens
 
 
@@ -42,6 +42,7 @@ Side = Annotated[int, Field(gt=0, le=8192)]  # of a square image, in pixels
 DeviceBatch = Annotated[int, Field(gt=0, le=65536)]
 # YAML has neither tuples nor paths: these are converted, everything else is taken strictly.
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
+ClassNames = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 
@@ -57,8 +58,9 @@ class Data(Section):
 
     train: FilePath | None = Field(
         None,
-        description="training images: a folder of class folders, a folder of tar shards, or a text "
-        "file with PATH, a tab and LABEL in each line",
+        description="training images: a folder of class folders, a folder of tar shards or a "
+        "pattern such as /shards/train-{000..009}.tar, or a text file with PATH, a tab and LABEL "
+        "in each line",
     )
     val: FilePath | None = Field(None, description="the same for validation")
     digits: FilePath | None = Field(
@@ -66,6 +68,29 @@ class Data(Section):
     )
     index: FilePath | None = Field(
         None, description="folder for the dataset indices; default: beside the images"
+    )
+    class_order: Literal["plain", "natural"] = Field(
+        "plain", description="order of the classes, as ImageFolder; natural: as timm, 2 before 10"
+    )
+    class_level: Literal["top", "leaf"] | None = Field(
+        None,
+        description="which of nested folders names the class: the top one, as ImageFolder, or the "
+        "innermost, as timm; none: nested folders are refused",
+    )
+    classes: FilePath | ClassNames | None = Field(
+        None,
+        description="all class names in their order: a list, or a text file with one in each line; "
+        "classes without images are legal then",
+    )
+    label_key: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="shards: key of the label in KEY.json, in place of KEY.cls"
+    )
+    exclude: FilePath | None = Field(
+        None,
+        description="text file with an image to leave out in each line, as dali-rsb verify writes",
+    )
+    allow_overlap: bool = Field(
+        False, description="let training and validation share files, as to overfit a few on purpose"
     )
     # Where the next six are not given: what `dali-rsb tune` found for this machine and these
     # images, else the default in brackets.
@@ -92,6 +117,9 @@ class Data(Section):
     )
     max_bad_fraction: Fraction = Field(
         0.001, description="share of undecodable images above which training stops"
+    )
+    max_pixels: Positive = Field(
+        MAX_PIXELS, description="pixels of an image above which it counts as undecodable"
     )
     mean: Triple = Field(IMAGENET_MEAN, description="mean of the channels, of values in [0, 1]")
     std: Triple = Field(IMAGENET_STD, description="deviation of the channels, likewise")
@@ -275,6 +303,15 @@ class Run(Section):
     log_every: Positive = Field(50, description="updates between log lines")
     checkpoint_every: Positive | None = Field(
         None, description="updates between checkpoints within an epoch"
+    )
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        None, description="minutes between checkpoints within an epoch"
+    )
+    keep_checkpoints: Annotated[int, Field(gt=0, le=1000)] = Field(
+        2, description="how many of the last checkpoints stay, beside the best"
+    )
+    max_checkpoint_failures: Positive = Field(
+        5, description="checkpoints in a row that cannot be written before the run stops"
     )
     max_steps: Positive | None = Field(None, description="stop after so many updates in all")
     max_skipped_steps: Positive = Field(

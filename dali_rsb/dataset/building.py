@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from dali_rsb.dataset.file_store import FileStore
-from dali_rsb.dataset.image_header import ImageFormat
+from dali_rsb.dataset.image_header import NO_STAMP, ImageFormat
 from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.dataset.list_file import common_root
 from dali_rsb.dataset.store import ImageStore, Keys, Stamp
@@ -48,13 +48,13 @@ def read_index(
     Raises:
         UserError: no image is readable.
     """
-    headers = _read_headers(len(store), store.header, num_workers, progress)
+    headers = _read_headers(len(store), store.stamped_header, num_workers, progress)
     unreadable: dict[str, Stamp] = {}
     for row in np.flatnonzero(headers[:, 2] == ImageFormat.UNREADABLE).tolist():
         # Once more, after its stamp was taken: a file still being written when it was first read
         # is complete now, or its stamp will differ when the index is opened the next time.
         stamp = store.stamp(row)
-        headers[row] = store.header(row)
+        headers[row] = store.stamped_header(row)
         if headers[row, 2] == ImageFormat.UNREADABLE:
             unreadable[os.fsdecode(store.keys[row])] = stamp
     readable = np.flatnonzero(headers[:, 2] != ImageFormat.UNREADABLE)
@@ -63,12 +63,14 @@ def read_index(
             f"none of the {len(store)} image files in {store.origin} can be read, the first is "
             f"{printable(os.fsdecode(store.keys[0]))}: restore the files"
         )
+    stamps = headers[readable, 3:]
     index = DatasetIndex(
         classes=tuple(classes),
         labels=labels[readable],
-        widths=headers[readable, 0],
-        heights=headers[readable, 1],
+        widths=headers[readable, 0].astype(np.int32),
+        heights=headers[readable, 1].astype(np.int32),
         formats=headers[readable, 2].astype(np.uint8),
+        stamps=stamps if (stamps != NO_STAMP).any() else None,
         store=store.select(readable),
     )
     return index, unreadable
@@ -76,35 +78,35 @@ def read_index(
 
 def _read_headers(
     num_images: int,
-    header: Callable[[int], tuple[int, int, ImageFormat]],
+    header: Callable[[int], tuple[int, int, ImageFormat, int, int]],
     num_workers: int | None,
     progress: bool,
-) -> npt.NDArray[np.int32]:
+) -> npt.NDArray[np.int64]:
     """Read the headers of images, in parallel.
 
     Args:
-        header: gives width, height and format of an image by its number.
+        header: gives width, height, format and stamp of an image by its number.
         num_workers: threads, 32 by default.
         progress: show a progress bar if stderr is a terminal.
 
     Returns:
-        int32 [N, 3]: width and height in pixels, and `ImageFormat`; UNREADABLE with size 0 x 0
-        for an image whose header cannot be read.
+        int64 [N, 5]: width and height in pixels, `ImageFormat`, and stamp; UNREADABLE with size
+        0 x 0 for an image whose header cannot be read.
     """
     tasks = [
         range(start, min(start + _IMAGES_PER_TASK, num_images))
         for start in range(0, num_images, _IMAGES_PER_TASK)
     ]
 
-    def read_task(rows: range) -> npt.NDArray[np.int32]:
-        return np.array([header(row) for row in rows], np.int32)
+    def read_task(rows: range) -> npt.NDArray[np.int64]:
+        return np.array([header(row) for row in rows], np.int64)
 
     show = progress and sys.stderr.isatty()
     with (
         concurrent.futures.ThreadPoolExecutor(num_workers or _NUM_THREADS) as pool,
         tqdm(total=num_images, desc="indexing", unit="img", disable=not show) as bar,
     ):
-        found = [np.zeros((0, 3), np.int32)]
+        found = [np.zeros((0, 5), np.int64)]
         for headers in pool.map(read_task, tasks):
             found.append(headers)
             bar.update(len(headers))

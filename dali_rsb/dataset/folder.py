@@ -1,13 +1,14 @@
-"""Folders of class folders: find their images in timm's order, and notice when they change."""
+"""Folders of class folders: find their images, as ImageFolder or timm, and notice changes."""
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,26 +16,21 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from dali_rsb.dataset.classes import shown, some
 from dali_rsb.dataset.file_store import FileStore, changed_since_unreadable
+from dali_rsb.dataset.image_names import extension_of, image_extensions, is_image_name
 from dali_rsb.dataset.natural_order import natural_sorted
+from dali_rsb.dataset.ordering import ordered_names, path_order
+from dali_rsb.dataset.reading import Reading
 from dali_rsb.dataset.store import Contents, DatasetKind, ImageStore, Keys, Stamp
 from dali_rsb.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-IMAGE_EXTENSIONS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-)
+_DEFAULT = Reading()
+_OUR_SUFFIX = ".dali_rsb_index"  # of a stored index, which may hold converted images
+# What people call a folder of images of all classes: Tiny-ImageNet's val/images, among others.
+_NO_CLASSES = frozenset(["images", "image", "imgs", "img", "pictures", "photos", "jpegs", "data"])
 
 _NUM_THREADS = 32  # they wait for the file system
 # Ticks of the clock behind mtime are 1 to 10 ms apart on Linux.
@@ -71,7 +67,7 @@ class FolderFingerprint:
         """What has changed under the store's root since, in words; None if nothing has."""
         root = store.root
         try:
-            if self.root_entries != _root_entries(*_list_directory(root)):
+            if self.root_entries != _root_entries(*_list_directory(root)[:2]):
                 return "class folders were added, removed or renamed"
         except OSError as error:
             return f"the folder cannot be listed ({error.strerror})"
@@ -86,48 +82,77 @@ class FolderFingerprint:
 
 @dataclass(frozen=True)
 class FolderListing:
-    """The images under a root: `paths` relative to it, with the label of each."""
+    """The images under a root: `paths` relative to it, with the label of each.
+
+    Attributes:
+        empty: classes whose folders hold no image.
+        left_out: number of the entries that are no images by name, or hidden, by reason.
+    """
 
     paths: list[str]
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
+    empty: tuple[str, ...]
+    left_out: dict[str, int]
     root_entries: list[str]
     directory_mtime_ns: dict[str, int]
 
 
-def list_images(root: Path) -> FolderListing:
-    """Find all images under `root`, their classes and the order of both, as timm's folder reader.
+def list_images(root: Path, reading: Reading = _DEFAULT) -> FolderListing:
+    """Find all images under `root` and their classes, in the order of ImageFolder or of timm.
 
-    An image's class is the name of the folder it lies in. Symbolic links are followed, except into
-    a directory that contains the link. Hidden files and folders are skipped.
+    An image's class is the name of the folder it lies in. In nested folders ImageFolder takes the
+    top one and timm the innermost: `reading.class_level` says which. Symbolic links are followed,
+    except into a directory that contains the link. Hidden files and folders are left out.
 
     Raises:
-        UserError: no class folders, no images, images outside class folders, class folders
-            without images, or a folder that cannot be listed.
+        UserError: no class folders, no images, images outside class folders, nested folders of
+            which nothing says which one is the class, or a folder that cannot be listed.
     """
     directories = _walk(root)
     top = directories.pop("")
     _check_layout(root, top, directories)
 
     folders = [path for path, directory in directories.items() if directory.images]
-    classes = natural_sorted({_last_name(path) for path in folders})
-    if len(classes) < len(folders):
+    _check_level(root, folders, reading)
+    class_of = _last_name if reading.class_level == "leaf" else _first_name
+    names = {class_of(path) for path in folders}
+    empty = _without_images(top, directories, reading) - names
+    classes = ordered_names(names | empty, reading.class_order)
+    if reading.class_level == "leaf" and len(names) < len(folders):
         _warn_of_merged_folders(root, folders)
     label_of_class = {name: label for label, name in enumerate(classes)}
-    label_of_folder = {path: label_of_class[_last_name(path)] for path in folders}
-    paths = natural_sorted(
-        [f"{folder}/{image}" for folder in folders for image in directories[folder].images]
-    )
+    label_of_folder = {path: label_of_class[class_of(path)] for path in folders}
+    paths = [f"{folder}/{image}" for folder in folders for image in directories[folder].images]
+    paths = [paths[i] for i in path_order(paths, reading.class_order)]
     labels = np.fromiter(
         (label_of_folder[path.rpartition("/")[0]] for path in paths), np.int64, len(paths)
     )
+    left_out = collections.Counter(top.left_out)
+    for directory in directories.values():
+        left_out.update(directory.left_out)
     return FolderListing(
         paths=paths,
         labels=labels,
         classes=tuple(classes),
+        empty=tuple(ordered_names(empty, reading.class_order)),
+        left_out=dict(left_out),
         root_entries=_root_entries(top.subdirectories, top.images),
         directory_mtime_ns={path: directory.mtime_ns for path, directory in directories.items()},
     )
+
+
+def _without_images(
+    top: _Directory, directories: Mapping[str, _Directory], reading: Reading
+) -> set[str]:
+    """Classes by their folders alone: top ones, or innermost ones, that hold nothing."""
+    if reading.class_level != "leaf":
+        return set(top.subdirectories)
+    return {
+        _last_name(path)
+        for path, directory in directories.items()
+        if not directory.images and not directory.subdirectories
+    }
 
 
 @dataclass(frozen=True)
@@ -136,6 +161,7 @@ class _Directory:
     chain: frozenset[tuple[int, int]]  # device and inode of it and of the directories around it
     subdirectories: list[str]
     images: list[str]
+    left_out: dict[str, int]
 
 
 def _walk(root: Path) -> dict[str, _Directory]:
@@ -170,25 +196,29 @@ def _visit(path: Path, chain: frozenset[tuple[int, int]]) -> _Directory | None:
             time.sleep(_MTIME_TICK_S)
             status = path.stat()
         # The mtime is read first, so that what changes during the listing makes it differ later.
-        subdirectories, images = _list_directory(path)
+        subdirectories, images, left_out = _list_directory(path)
     except OSError as error:
         raise UserError(f"cannot list {path}: {error.strerror}; make it readable") from error
     chain = chain | {(status.st_dev, status.st_ino)}
-    return _Directory(status.st_mtime_ns, chain, subdirectories, images)
+    return _Directory(status.st_mtime_ns, chain, subdirectories, images, left_out)
 
 
-def _list_directory(path: Path) -> tuple[list[str], list[str]]:
-    """Names of the subdirectories and of the images in a directory, hidden ones left out."""
+def _list_directory(path: Path) -> tuple[list[str], list[str], dict[str, int]]:
+    """Names of the subdirectories and of the images in a directory, and what else it holds."""
     subdirectories, images = [], []
+    left_out: collections.Counter[str] = collections.Counter()
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.name.startswith("."):
-                continue
-            if _is_directory(entry):
+                if not entry.name.endswith(_OUR_SUFFIX):
+                    left_out["hidden"] += 1
+            elif _is_directory(entry):
                 subdirectories.append(entry.name)
-            elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
+            elif is_image_name(entry.name):
                 images.append(entry.name)
-    return subdirectories, images
+            else:
+                left_out[extension_of(entry.name) or "no extension"] += 1
+    return subdirectories, images, left_out
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
@@ -204,6 +234,10 @@ def _root_entries(subdirectories: list[str], images: list[str]) -> list[str]:
 
 def _last_name(path: str) -> str:
     return path.rpartition("/")[2]
+
+
+def _first_name(path: str) -> str:
+    return path.partition("/")[0]
 
 
 def _warn_of_merged_folders(root: Path, folders: list[str]) -> None:
@@ -228,30 +262,67 @@ def _check_layout(root: Path, top: _Directory, directories: Mapping[str, _Direct
     if not top.subdirectories:
         raise UserError(f"{root} has no class folders; {layout}")
     if not any(directory.images for directory in directories.values()):
-        extensions = " ".join(IMAGE_EXTENSIONS)
-        raise UserError(f"no images ({extensions}) in the folders of {root}; {layout}")
-    empty = natural_sorted(
-        [
-            path
-            for path, directory in directories.items()
-            if not directory.images and not directory.subdirectories
-        ]
-    )
-    if empty:
-        names = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
         raise UserError(
-            f"{len(empty)} class folders without images in {root}: {names}; "
-            "put their images there or remove them"
+            f"no images in the folders of {root}, by the extensions that Pillow reads (.jpg, .png, "
+            f"...); {layout}"
+        )
+    for name in sorted(os.listdir(root)):  # noqa: PTH208 -- names as in the listing
+        # ImageFolder takes it for a class, and the number of every later class would differ.
+        hidden = name.startswith(".") and not name.endswith(_OUR_SUFFIX)
+        if hidden and (root / name).is_dir() and _holds_images(root / name):
+            raise UserError(
+                f"the hidden folder {name} in {root} holds images, and ImageFolder takes it for a "
+                "class: move it elsewhere, or give it a name without the dot"
+            )
+
+
+def _holds_images(path: Path) -> bool:
+    """Whether ImageFolder would find an image below a folder, hidden or not."""
+    extensions, seen = tuple(image_extensions()), set()
+    for folder, subfolders, names in os.walk(path, followlinks=True):
+        if any(name.lower().endswith(extensions) for name in names):
+            return True
+        real = os.path.realpath(folder)
+        if real in seen:  # a link has led back
+            subfolders.clear()
+        seen.add(real)
+    return False
+
+
+def _check_level(root: Path, folders: Sequence[str], reading: Reading) -> None:
+    """Refuse folders from whose names the class does not follow."""
+    nested = [path for path in folders if "/" in path]
+    if nested and reading.class_level is None:
+        tops = ordered_names({_first_name(path) for path in folders}, "plain")
+        leaves = ordered_names({_last_name(path) for path in folders}, "plain")
+        ways = [
+            f"{level} for {len(names)} classes ({some(names, 2)})"
+            for level, names in (("top", tops), ("leaf", leaves))
+            if len(names) > 1 or len(tops) == len(leaves)
+        ]
+        raise UserError(
+            f"images of {shown(str(root), 80)} lie in nested folders, such as {shown(nested[0])}: "
+            f"set class_level (data.class_level, --class-level) to {', or to '.join(ways)}"
+        )
+    classes = {_first_name(path) for path in folders}
+    if len(classes) == 1 and reading.classes is None and classes <= _NO_CLASSES:
+        (name,) = classes
+        raise UserError(
+            f"all images of {root} lie in {name}/, which looks like no class: give a list with "
+            f"PATH, a tab and LABEL in each line, or declare it with data.classes or "
+            f"classes={[name]}"
         )
 
 
-def _find(root: Path, progress: bool) -> Contents:
-    listing = list_images(root)
+def _find(root: Path, progress: bool, reading: Reading) -> Contents:
+    listing = list_images(root, reading)
     fingerprint = functools.partial(
         FolderFingerprint, listing.root_entries, listing.directory_mtime_ns
     )
     store = FolderStore(root, Keys.of(listing.paths))
-    return Contents(store, listing.labels, listing.classes, fingerprint)
+    return Contents(
+        store, listing.labels, listing.classes, fingerprint, listing.empty, listing.left_out
+    )
 
 
 def _restore(

@@ -17,10 +17,13 @@ from dali_rsb.dataset.building import index_samples
 from dali_rsb.dataset.image_header import ImageFormat, read_header
 from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.dataset.opening import open_index
+from dali_rsb.dataset.reading import Reading
 from dali_rsb.errors import UserError
 from dali_rsb.system.files import read_text
 
 logger = logging.getLogger(__name__)
+
+_DEFAULT = Reading()
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,24 @@ class ImageList:
         return [self.filename(i) for i in range(len(self))]
 
 
-def image_list(source: str | os.PathLike[str] | DatasetIndex, cache_dir: Path | None) -> ImageList:
+def image_list(
+    source: str | os.PathLike[str] | DatasetIndex,
+    cache_dir: Path | None,
+    reading: Reading = _DEFAULT,
+) -> ImageList:
     """All images of a folder, of shards, of a list file or of an index.
+
+    Args:
+        cache_dir: where to store the index of a path.
+        reading: how a path is read.
 
     Raises:
         UserError: the folder or list cannot be used, or no file can be read.
     """
-    index = source if isinstance(source, DatasetIndex) else open_index(source, cache_dir)
+    if isinstance(source, DatasetIndex):
+        index = source
+    else:
+        index = open_index(source, cache_dir, reading=reading)
     return ImageList(index, np.arange(len(index)))
 
 
@@ -156,30 +170,55 @@ def without(
         UserError: a list of files that cannot be read, or no image is left.
     """
     if isinstance(exclude, (str, os.PathLike)):
-        fix = "give exclude a text file with a path in each line"
-        # Names of files may be of any bytes.
-        text = read_text(Path(exclude), fix, errors="surrogateescape")
-        exclude = [line.removesuffix("\r") for line in text.split("\n")]
-    root = images.index.root
-    # An absolute path stays as it is under `/`; what lies outside the root is in no dataset.
-    excluded = {
-        os.fsencode(os.path.relpath(root / path, root)) for path in exclude if str(path).strip()
-    }
-    if not excluded:
-        return images
-    row_of = rows_by_path(images.index)
-    if not excluded <= row_of.keys():
-        row_of |= _rows_by_name(images.index)
-    rows = [row_of[name] for name in excluded if name in row_of]
-    unknown = len(excluded) - len(rows)
+        exclude = read_names(Path(exclude))
+    rows, unknown = excluded_rows(images.index, exclude)
     if unknown:
         logger.warning(
-            "%d of %d files to exclude are not in %s", unknown, len(excluded), images.index.origin
+            "%d of %d files to exclude are not in %s",
+            len(unknown),
+            len(unknown) + len(rows),
+            images.index.origin,
         )
-    kept = images.rows[~np.isin(images.rows, np.array(rows, np.int64))]
+    if not len(rows):
+        return images
+    kept = images.rows[~np.isin(images.rows, rows)]
     if not len(kept):
         raise UserError(f"exclude leaves no image of {images.index.origin}")
     return ImageList(images.index, kept)
+
+
+def read_names(path: Path) -> list[str]:
+    """The names of files in a text file, one in each line.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    fix = "give exclude a text file with a path in each line"
+    # Names of files may be of any bytes.
+    text = read_text(path, fix, errors="surrogateescape")
+    return [name for line in text.split("\n") if (name := line.removesuffix("\r")).strip()]
+
+
+def excluded_rows(
+    index: DatasetIndex, names: Iterable[str | os.PathLike[str]]
+) -> tuple[npt.NDArray[np.int64], set[bytes]]:
+    """The rows of the images that are to be left out, and the names that are none of an index's.
+
+    Args:
+        names: paths, absolute or relative to the index's root, or SHARD:PATH.
+    """
+    root = index.root
+    # An absolute path stays as it is under `/`; what lies outside the root is in no dataset.
+    excluded = {
+        os.fsencode(os.path.relpath(root / path, root)) for path in names if str(path).strip()
+    }
+    if not excluded:
+        return np.zeros(0, np.int64), set()
+    row_of = rows_by_path(index)
+    if not excluded <= row_of.keys():
+        row_of |= _rows_by_name(index)
+    rows = [row_of[name] for name in excluded if name in row_of]
+    return np.array(sorted(rows), np.int64), excluded - row_of.keys()
 
 
 def _rows_of_paths(

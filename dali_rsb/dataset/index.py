@@ -3,24 +3,23 @@
 A dataset is a folder of class folders, a list of images or a folder of tar shards. The index is
 built once, by listing them and reading each image's header, stored beside the data and
 memory-mapped from then on. A stored index is used as long as no directory, list or shard has
-changed; an image that was overwritten in place, with its name kept, is not noticed: delete the
-stored index then. Shards that `dali_rsb.pack` wrote bring their index along.
+changed; an image that was overwritten in place, with its name kept, is noticed when it is used
+(see `changes`). Shards that `dali_rsb.pack` wrote bring their index along.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from dali_rsb.dataset.store import ImageStore, Rows
 from dali_rsb.dataset.windows import WindowImages, Windows
-from dali_rsb.errors import UserError
 
 if TYPE_CHECKING:
     from pipelines.types import ImageSource
@@ -33,10 +32,15 @@ class DatasetIndex:
     Attributes:
         classes: class names; a label is a position in it.
         labels: int64 [N].
-        widths, heights: int32 [N], pixels as stored (no EXIF rotation).
+        widths, heights: int32 [N], pixels as stored (no EXIF rotation); with `formats` and `stamps`
+            what alone may change, in place, when a file has (see `changes`).
         formats: uint8 [N], `ImageFormat` by content.
         store: where the encoded images lie.
+        stamps: int64 [N, 2], those of the files when their headers were read; see
+            `ImageStore.stamped_header`.
         place: folder that the index is stored in, None if it is stored nowhere.
+        empty: classes whose folders hold no image and that nobody has declared.
+        left_out: number of the entries that were seen and not used, by reason.
     """
 
     classes: tuple[str, ...]
@@ -45,10 +49,19 @@ class DatasetIndex:
     heights: npt.NDArray[np.int32]
     formats: npt.NDArray[np.uint8]
     store: ImageStore
+    stamps: npt.NDArray[np.int64] | None = None
     place: Path | None = None
+    empty: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def select(self, rows: Rows) -> DatasetIndex:
+        """Some of the images, in the order of `rows`; classes keep their labels."""
+        columns = ("labels", "widths", "heights", "formats")
+        chosen = {name: getattr(self, name)[rows] for name in columns}
+        return replace(self, store=self.store.select(rows), **chosen)
 
     @property
     def num_classes(self) -> int:
@@ -96,19 +109,17 @@ class DatasetIndex:
         """What that input takes of some images: see `ImageStore.arrays`."""
         return self.store.arrays(indices)
 
+    def image_sizes(self, indices: Rows) -> npt.NDArray[np.int32]:
+        """What the headers of some images state: int32 [n, 3], height, width and 3 channels."""
+        sizes = np.full((len(indices), 3), 3, np.int32)
+        sizes[:, 0], sizes[:, 1] = self.heights[indices], self.widths[indices]
+        return sizes
+
+    def image_inputs(self, indices: Rows) -> dict[str, Any]:
+        """The inputs of a DALI pipeline for whole images: `image_arrays` and their sizes."""
+        return {self.image_source: self.image_arrays(indices), "size": self.image_sizes(indices)}
+
     def window_images(self, indices: Rows, windows: Windows) -> WindowImages:
         """What that input takes of some images to decode windows: see `ImageStore`."""
         widths, heights = self.widths[indices], self.heights[indices]
         return self.store.window_images(indices, widths, heights, windows)
-
-
-def check_same_classes(train: DatasetIndex, val: DatasetIndex) -> None:
-    """Raise a `UserError` that names the first difference if two datasets' classes differ."""
-    pairs = itertools.zip_longest(train.classes, val.classes)
-    for label, (train_class, val_class) in enumerate(pairs):
-        if train_class != val_class:
-            raise UserError(
-                f"class {label} is {train_class or 'missing'} in {train.origin} but "
-                f"{val_class or 'missing'} in {val.origin} ({train.num_classes} and "
-                f"{val.num_classes} classes): give both the same classes"
-            )

@@ -8,6 +8,7 @@ from typing import Any
 
 from dali_rsb.dataset.folder import FOLDER
 from dali_rsb.dataset.list_file import LIST
+from dali_rsb.dataset.reading import Reading
 from dali_rsb.dataset.shards import SHARDS
 from dali_rsb.dataset.store import Contents, DatasetKind
 from dali_rsb.dataset.tiles.store import TILED_SHARDS
@@ -37,6 +38,6 @@ def kind_of_stored(meta: Mapping[str, Any]) -> DatasetKind:
     raise ValueError(f"a dataset of kind {name!r} is not known to this version")
 
 
-def list_contents(root: Path, progress: bool) -> Contents:
+def list_contents(root: Path, progress: bool, reading: Reading) -> Contents:
     """The images of the dataset at a path, whatever its kind; raises as `DatasetKind.find`."""
-    return kind_of(root).find(root, progress)
+    return kind_of(root).find(root, progress, reading)

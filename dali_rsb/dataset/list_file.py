@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dali_rsb.dataset.file_store import FileStore, changed_since_unreadable
-from dali_rsb.dataset.natural_order import natural_key, natural_sorted
+from dali_rsb.dataset.image_names import is_image_name
+from dali_rsb.dataset.label_texts import labels_of_texts, short
+from dali_rsb.dataset.ordering import below_common_folder, path_order
+from dali_rsb.dataset.reading import Reading
 from dali_rsb.dataset.store import Contents, DatasetKind, ImageStore, Keys, Stamp, file_stamp
 from dali_rsb.errors import UserError
 from dali_rsb.system.files import read_text
@@ -23,10 +25,6 @@ from dali_rsb.system.files import read_text
 logger = logging.getLogger(__name__)
 
 _FORMAT = "a list of images has PATH, a tab and LABEL in each line"
-_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)", re.ASCII)  # 007 is a name
-# Up to 999,999: a larger label is a mistake, and the names of so many classes fill the memory.
-_CLASS_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}", re.ASCII)
-_MAX_SHOWN = 60  # characters of a wrong line or label in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +58,7 @@ class ImageListing:
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     stamp: Stamp
+    left_out: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,13 @@ class ListFingerprint:
         return changed_since_unreadable(store.root, self.unreadable)
 
 
-def read_list(path: Path) -> ImageListing:
+def read_list(path: Path, reading: Reading) -> ImageListing:
     """Read a list of images: in each line a path, absolute or relative to the list, TAB, a label.
 
     Labels are class numbers from 0 if all of them are integers, else class names, in the order of
     class folders. The images are in the order of those of a folder too, whatever the order of the
     lines: a list of all images of a folder gives the same epochs as the folder. An image that is
-    listed twice counts twice.
+    listed twice counts twice. A first line that names the columns is left out.
 
     Raises:
         UserError: the list cannot be read, holds no or another kind of line, or labels that are no
@@ -103,46 +102,28 @@ def read_list(path: Path) -> ImageListing:
         image, _, label = line.rpartition("\t")
         image, label = image.removeprefix("./"), label.strip()
         if not image or not label:
-            raise UserError(f"line {number} of {path} is {_short(line)!r}; {_FORMAT}")
+            raise UserError(f"line {number} of {path} is {short(line)!r}; {_FORMAT}")
         paths.append(image)
         texts.append(label)
     if not paths:
         raise UserError(f"{path} is empty; {_FORMAT}")
-    classes, labels = labels_of_texts(texts, str(path))
-    order = sorted(range(len(paths)), key=paths.__getitem__)
-    order.sort(key=lambda i: natural_key(paths[i]))
-    root, relative = _relative_paths(path.parent, [paths[i] for i in order])
-    return ImageListing(root, relative, labels[order], classes, stamp)
+    left_out = {}
+    if _is_header(path.parent, paths, texts):
+        logger.info("line 1 of %s is taken for the columns' names", path)
+        del paths[0], texts[0]
+        left_out = {"a header line": 1}
+    classes, labels = labels_of_texts(texts, str(path), reading.class_order)
+    root, relative = _relative_paths(path.parent, paths)
+    order = path_order(below_common_folder(relative), reading.class_order)
+    relative = [relative[i] for i in order]
+    return ImageListing(root, relative, labels[order], classes, stamp, left_out)
 
 
-def labels_of_texts(
-    texts: Sequence[str], where: str
-) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    """Class names, and the label of each text: class numbers if all are integers, else names.
-
-    Args:
-        where: what the texts were read from, for messages.
-
-    Raises:
-        UserError: numbers below 0 or too large for classes.
-    """
-    distinct = set(texts)
-    if not all(map(_INTEGER.fullmatch, distinct)):
-        classes = natural_sorted(distinct)
-        values = {name: label for label, name in enumerate(classes)}
-    else:
-        wrong = sorted(text for text in distinct if not _CLASS_NUMBER.fullmatch(text))
-        if wrong:
-            label = _short(wrong[0])
-            raise UserError(f"label {label} in {where} is no class number: count classes from 0")
-        values = {text: int(text) for text in distinct}
-        if min(values.values()) > 0:
-            smallest = min(values.values())
-            logger.warning(
-                "the smallest label in %s is %d: classes are counted from 0", where, smallest
-            )
-        classes = [str(label) for label in range(max(values.values()) + 1)]
-    return tuple(classes), np.array([values[text] for text in texts], np.int64)
+def _is_header(folder: Path, paths: list[str], labels: list[str]) -> bool:
+    """Whether the first line names the columns: no file, no image by name, a label of its own."""
+    if len(paths) < 2 or labels[0] in labels[1:] or is_image_name(paths[0]):
+        return False
+    return not (folder / paths[0]).exists()
 
 
 def common_root(paths: Sequence[str]) -> Path:
@@ -164,15 +145,11 @@ def _relative_paths(folder: Path, paths: list[str]) -> tuple[Path, list[str]]:
     return root, [path[skip:] for path in absolute]
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
-
-
-def _find(path: Path, progress: bool) -> Contents:
-    listed = read_list(path)
+def _find(path: Path, progress: bool, reading: Reading) -> Contents:
+    listed = read_list(path, reading)
     store = ListStore(listed.root, Keys.of(listed.paths), path)
     fingerprint = functools.partial(ListFingerprint, listed.stamp)
-    return Contents(store, listed.labels, listed.classes, fingerprint)
+    return Contents(store, listed.labels, listed.classes, fingerprint, left_out=listed.left_out)
 
 
 def _restore(

@@ -10,9 +10,13 @@ import time
 from pathlib import Path
 
 from dali_rsb.dataset.building import read_index, warn_of_unreadable
+from dali_rsb.dataset.classes import check_declared, with_classes, with_declared
+from dali_rsb.dataset.counting import count_left_out, describe_indexing, warn_of_other_order
 from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.dataset.kinds import list_contents
 from dali_rsb.dataset.packing.note import PACK_INDEX, PACK_WORK, is_pack, read_pack
+from dali_rsb.dataset.reading import Reading
+from dali_rsb.dataset.shard_choice import is_choice
 from dali_rsb.dataset.storage import (
     UNREADABLE,
     load,
@@ -26,23 +30,27 @@ from dali_rsb.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_DEFAULT = Reading()
+
 
 def open_index(
     root: str | os.PathLike[str],
     cache_dir: Path | None = None,
     num_workers: int | None = None,
     progress: bool = True,
+    reading: Reading = _DEFAULT,
 ) -> DatasetIndex:
     """Open the index of a dataset; build it if need be.
 
     `root` is a folder of class folders (`root/CLASS/IMAGE.jpg`), a text file with `path<TAB>label`
     in each line (see `list_file.read_list`), or a folder of tar shards, written by
-    `python -m dali_rsb.pack` or by others (see `shards.list_shards`). For the same images all of
-    them give the same rows.
+    `python -m dali_rsb.pack` or by others, one of them, or a pattern (see `shard_choice` and
+    `shards.list_shards`). For the same images all of them give the same rows.
 
-    Classes and images are in the order of timm's folder reader: natural sort, the folder an image
-    lies in is its class. Images whose header cannot be read are left out with one warning, which
-    names the list of them. Several processes may open the same index at once: one builds it.
+    Classes and images are in the order of torchvision's ImageFolder, or as `reading` says; a pack
+    keeps the order of what was packed. What is no image, and images whose header cannot be read,
+    are left out and counted by reason in one line. Several processes may open the same index at
+    once: one builds it.
 
     The index is stored in `cache_dir` under the root's name and a hash of its resolved path, else
     beside the root (see `storage.place_beside`), else (that is not writable) in
@@ -53,55 +61,70 @@ def open_index(
         cache_dir: where to store the index.
         num_workers: threads that read headers, 32 by default; more may help on network storage.
         progress: show a progress bar while building, if stderr is a terminal.
+        reading: order and level of the classes, their names, and where shards have labels.
 
     Raises:
-        UserError: `root` is missing or none of the above, a class folder has no images, a shard is
-            missing, or no image is readable.
+        UserError: `root` is missing or none of the above, a class folder without images is not
+            declared, there are images of an undeclared class, a shard is missing, or no image is
+            readable.
     """
     root = Path(root).expanduser().absolute()
-    if not root.exists():
+    if not root.exists() and not is_choice(root):
         raise UserError(
             f"{root} does not exist: give a folder of class folders or of tar shards, or a list "
             "of images"
         )
     if is_pack(root):
-        return _open_pack(root)
+        return _declared(_open_pack(root), reading)
     if (root / PACK_WORK).is_dir():
         raise UserError(
             f"{root} is an unfinished pack: give `python -m dali_rsb.pack` the same arguments "
             "again, and it goes on"
         )
-    candidates = places(root, cache_dir)
+    candidates = places(root, cache_dir, reading)
     for place in candidates:
-        index, _ = load(place, root)
+        index, _ = load(place, root, reading)
         if index is not None:
-            return index
-    return _build(candidates[-1], root, num_workers, progress)
+            return _declared(index, reading)
+    return _declared(_build(candidates[-1], root, num_workers, progress, reading), reading)
 
 
-def _build(place: Path, root: Path, num_workers: int | None, progress: bool) -> DatasetIndex:
+def _declared(index: DatasetIndex, reading: Reading) -> DatasetIndex:
+    """The index with the classes that are declared; without a declaration none may be empty."""
+    if reading.classes is not None and reading.whose is not None:
+        return with_classes(index, reading.classes, reading.whose)
+    if reading.classes is not None:
+        return with_declared(index, reading.classes)
+    check_declared(index.empty, index.origin)
+    return index
+
+
+def _build(
+    place: Path, root: Path, num_workers: int | None, progress: bool, reading: Reading
+) -> DatasetIndex:
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
     with one_builder_at_a_time(place.parent):
-        index, stale = load(place, root)
+        index, stale = load(place, root, reading)
         if index is not None:  # another process has built it meanwhile
             return index
         if stale is not None:
             logger.info("the index of %s is built again: %s", root, stale)
         start_s = time.monotonic()
-        contents = list_contents(root, progress)
+        contents = list_contents(root, progress, reading)
+        if reading.classes is None:
+            check_declared(contents.empty, root)
         index, unreadable = read_index(
             contents.store, contents.labels, contents.classes, num_workers, progress
         )
-        logger.info(
-            "indexed %d images of %d classes in %s in %.1f s",
-            len(index),
-            index.num_classes,
-            root,
-            time.monotonic() - start_s,
+        index = dataclasses.replace(
+            index, empty=contents.empty, left_out=count_left_out(contents.left_out, unreadable)
         )
+        level, line = describe_indexing(index, time.monotonic() - start_s)
+        logger.log(level, line)
+        warn_of_other_order(index, reading.class_order)
         try:
-            write_with_fingerprint(place, index, contents.fingerprint(unreadable))
+            write_with_fingerprint(place, index, contents.fingerprint(unreadable), reading)
         except OSError as error:
             logger.warning(
                 "cannot store the index of %s in %s (%s), it will be built at every start: "

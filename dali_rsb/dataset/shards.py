@@ -3,15 +3,15 @@ memory maps."""
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import errno
 import functools
+import logging
 import mmap
-import os
 import sys
-import tarfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,10 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from dali_rsb.dataset.folder import IMAGE_EXTENSIONS
 from dali_rsb.dataset.image_header import ImageFormat, read_header_of_bytes
-from dali_rsb.dataset.list_file import labels_of_texts
-from dali_rsb.dataset.natural_order import natural_key, natural_sorted
+from dali_rsb.dataset.label_texts import labels_of_texts
+from dali_rsb.dataset.natural_order import natural_sorted
+from dali_rsb.dataset.ordering import path_order
+from dali_rsb.dataset.reading import Reading
+from dali_rsb.dataset.shard_choice import ALL, ShardChoice, check_names, choose, is_choice
 from dali_rsb.dataset.store import (
     Contents,
     DatasetKind,
@@ -32,16 +34,19 @@ from dali_rsb.dataset.store import (
     Stamp,
     file_stamp,
 )
+from dali_rsb.dataset.tar_samples import list_samples
 from dali_rsb.errors import UserError
 from dali_rsb.system.files import read_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+logger = logging.getLogger(__name__)
+
 CLASS_NAMES = "classes.txt"  # beside shards: the name of class i in line i
 
 _NUM_THREADS = 8
-_MAX_LABEL_BYTES = 1000  # of a .cls file: a class number or name
+_DEFAULT = Reading()
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +58,7 @@ class ShardStore(ImageStore):
         names: of the shards.
         numbers: int32 [N], the shard of each image, a position in `names`.
         offsets, lengths: int64 [N], the bytes of each image in its shard.
+        pattern: which of the folder's shards were asked for.
     """
 
     root: Path
@@ -61,8 +67,18 @@ class ShardStore(ImageStore):
     numbers: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
+    pattern: str = field(default=ALL, kw_only=True)
 
     kind: ClassVar[str] = "shards"
+
+    @property
+    def choice(self) -> ShardChoice:
+        """The shards as the user asked for them."""
+        return ShardChoice(self.root, self.pattern)
+
+    @property
+    def origin(self) -> Path:
+        return self.choice.origin
 
     def arrays(self, rows: Rows) -> list[npt.NDArray[np.uint8]]:
         """The encoded images, uint8 [num_bytes] each: read-only views of the shards' memory maps.
@@ -111,12 +127,30 @@ class ShardStore(ImageStore):
     def stamp(self, row: int) -> Stamp:
         return file_stamp(self.shard(row))
 
+    def current_stamps(self, rows: Rows) -> npt.NDArray[np.int64] | None:
+        """None: a shard that grows or is replaced is not noticed.
+
+        Raises:
+            UserError: a shard has become shorter than its memory map. To look at what is gone
+                would be a bus error.
+        """
+        for number in np.unique(self.numbers[rows]).tolist():
+            shard = self._maps.get(number) or self._open(number)
+            if shard.pages.size() < len(shard.data):
+                raise UserError(
+                    f"{self.root / self.names[number]} has been cut short while in use: restore "
+                    "the shard and resume"
+                )
+        return None
+
     def select(self, rows: Rows) -> Self:
         columns = {name: getattr(self, name)[rows] for name in _COLUMNS}
         return replace(self, keys=self.keys.select(rows), **columns)
 
     def saved(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-        return {"shards": self.names}, {name: getattr(self, name) for name in _COLUMNS}
+        return {"shards": self.names, "pattern": self.pattern}, {
+            name: getattr(self, name) for name in _COLUMNS
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         # Whoever unpickles opens the memory maps again.
@@ -165,6 +199,7 @@ class ShardListing:
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     stamps: dict[str, Stamp]
+    left_out: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -182,7 +217,11 @@ class ShardsFingerprint:
 
     def difference(self, store: ImageStore) -> str | None:
         """What has changed since, in words; None if nothing has."""
-        stamps = _stamps(store.root)
+        assert isinstance(store, ShardStore)
+        try:
+            stamps = _stamps(store.choice)
+        except UserError as error:
+            return str(error)
         for name in natural_sorted({*stamps, *self.stamps}):
             if stamps.get(name) != self.stamps.get(name):
                 return f"{name} was added, removed or changed"
@@ -190,26 +229,22 @@ class ShardsFingerprint:
 
 
 def holds_shards(path: Path) -> bool:
-    """Whether tar files lie in a folder, and no folders that may hold images.
-
-    Raises:
-        UserError: it is a shard itself.
-    """
-    if path.suffix == ".tar" and path.is_file():
-        raise UserError(f"{path} is one shard: give the folder that holds the shards")
-    if not shard_names(path):
+    """Whether a path is of a shard or a pattern of shards, or a folder where tar files lie and no
+    folders that may hold images."""
+    if is_choice(path):
+        return True
+    if not path.is_dir():
+        return False
+    names = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
+    if not any(name.endswith((".tar", ".tar.gz", ".tgz")) for name in names):
         return False
     return not any(entry.is_dir() for entry in path.iterdir() if not entry.name.startswith("."))
 
 
-def shard_names(folder: Path) -> list[str]:
-    """Names of the tar files in a folder, in natural order."""
-    names = [path.name for path in folder.glob("*.tar") if not path.name.startswith(".")]
-    return natural_sorted(names)
-
-
-def list_shards(folder: Path, progress: bool = True) -> ShardListing:
-    """Find the images in tar shards that any program wrote: KEY.jpg (or .png, ...) and KEY.cls.
+def list_shards(
+    choice: ShardChoice, reading: Reading = _DEFAULT, progress: bool = True
+) -> ShardListing:
+    """Find the images in tar shards that any program wrote; see `tar_samples`.
 
     A label is a class name or, where all labels are integers, a class number; then `classes.txt`
     beside the shards may name the classes.
@@ -218,32 +253,51 @@ def list_shards(folder: Path, progress: bool = True) -> ShardListing:
         progress: show a progress bar if stderr is a terminal.
 
     Raises:
-        UserError: a shard is no tar file, or an image has no label.
+        UserError: no shards, or of several sets; or as `list_samples`.
     """
-    stamps = _stamps(folder)  # before reading: what changes meanwhile makes them differ later
-    names = shard_names(folder)
+    folder, names = choice.folder, choice.names()
+    check_names(choice, names)
+    if not names:
+        raise UserError(f"{choice.origin} stands for no file: give a pattern of shards' names")
+    stamps = _stamps(choice)  # before reading: what changes meanwhile makes them differ later
     show = progress and sys.stderr.isatty()
     with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
-        listed = pool.map(_list_shard, [folder / name for name in names])
+        listed = pool.map(lambda name: list_samples(folder / name, reading.label_key), names)
         bar = tqdm(listed, "listing", len(names), unit="shard", disable=not show)
-        members = [(number, *member) for number, found in enumerate(bar) for member in found]
+        listings = list(bar)
+    left_out: collections.Counter[str] = collections.Counter()
+    for listing in listings:
+        left_out.update(listing.left_out)
+    members = [(image, i) for i, listing in enumerate(listings) for image in listing.images]
     if not members:
         raise UserError(
-            f"no samples KEY.jpg with KEY.cls in the {len(names)} tar files of {folder}; write "
-            "shards with: python -m dali_rsb.pack FOLDER SHARDS"
+            f"no samples KEY.jpg with KEY.cls in the {len(names)} tar files of {choice.origin}; "
+            "write shards with: python -m dali_rsb.pack FOLDER SHARDS"
         )
-    members.sort(key=lambda member: (natural_key(member[1]), member[1], member[0]))
-    numbers, paths, offsets, lengths, texts = zip(*members, strict=True)
-    classes, labels = labels_of_texts(texts, f"the .cls files in {folder}")
+    order = path_order([image.name for image, _ in members], reading.class_order)
+    images, numbers = zip(*(members[i] for i in order), strict=True)
+    what = ".cls files" if reading.label_key is None else f"{reading.label_key!r} in .json files"
+    texts = [image.label for image in images]
+    where = f"the {what} in {choice.origin}"
+    classes, labels = labels_of_texts(texts, where, reading.class_order, padded=True)
+    dotted = sum(listing.dotted for listing in listings)
+    if dotted:
+        logger.info(
+            "%d images in %s have dots in their keys, which end at the last one here; webdataset "
+            "ends a key at the first",
+            dotted,
+            choice.origin,
+        )
     store = ShardStore(
         folder,
-        Keys.of(paths),
+        Keys.of(image.name for image in images),
         tuple(names),
         np.array(numbers, np.int32),
-        np.array(offsets, np.int64),
-        np.array(lengths, np.int64),
+        np.array([image.offset for image in images], np.int64),
+        np.array([image.size for image in images], np.int64),
+        pattern=choice.pattern,
     )
-    return ShardListing(store, labels, _named(classes, folder), stamps)
+    return ShardListing(store, labels, _named(classes, folder), stamps, dict(left_out))
 
 
 def _named(classes: tuple[str, ...], folder: Path) -> tuple[str, ...]:
@@ -257,63 +311,27 @@ def _named(classes: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     return classes
 
 
-def _stamps(folder: Path) -> dict[str, Stamp]:
-    stamps = {name: file_stamp(folder / name) for name in shard_names(folder)}
+def _stamps(choice: ShardChoice) -> dict[str, Stamp]:
+    folder = choice.folder
+    stamps = {name: file_stamp(folder / name) for name in choice.names()}
     if (folder / CLASS_NAMES).exists():
         stamps[CLASS_NAMES] = file_stamp(folder / CLASS_NAMES)
     return stamps
 
 
-def _list_shard(path: Path) -> list[tuple[str, int, int, str]]:
-    """Path, offset, length and label text of each image of one shard."""
-    images: dict[str, tuple[str, int, int]] = {}
-    texts: dict[str, str] = {}
-    try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                key, extension = f"{folder}/{stem}", f".{extension.lower()}"
-                if not member.isreg() or not stem:
-                    continue
-                if extension == ".cls":
-                    text = os.pread(file.fileno(), _MAX_LABEL_BYTES + 1, member.offset_data)
-                    texts[key] = _label(text[: member.size], member.name, path)
-                elif extension in IMAGE_EXTENSIONS:
-                    images.setdefault(key, (member.name, member.offset_data, member.size))
-    # Numbers and chains of headers in a damaged file end in a ValueError or RecursionError.
-    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} cannot be read as an uncompressed tar file ({error}); restore or remove it"
-        ) from error
-    for key, (name, _, _) in images.items():
-        if not texts.get(key):
-            raise UserError(
-                f"{name} in {path} has no label: a sample is KEY.jpg (or .png, ...) and KEY.cls"
-            )
-    return [(*image, texts[key]) for key, image in images.items()]
-
-
-def _label(text: bytes, name: str, path: Path) -> str:
-    label = text.decode("utf-8", "replace").strip()
-    if len(text) > _MAX_LABEL_BYTES or not label.isprintable():
-        raise UserError(
-            f"{name} in {path} holds no label, but more than a line: a .cls file holds a class "
-            "number or name"
-        )
-    return label
-
-
-def _find(root: Path, progress: bool) -> Contents:
-    found = list_shards(root, progress)
+def _find(root: Path, progress: bool, reading: Reading) -> Contents:
+    found = list_shards(choose(root), reading, progress)
     fingerprint = functools.partial(ShardsFingerprint, found.stamps)
-    return Contents(found.store, found.labels, found.classes, fingerprint)
+    return Contents(found.store, found.labels, found.classes, fingerprint, left_out=found.left_out)
 
 
 def _restore(
     root: Path, keys: Keys, meta: Mapping[str, Any], array: Callable[[str], npt.NDArray[Any]]
 ) -> ShardStore:
-    return ShardStore(root, keys, tuple(meta["shards"]), *map(array, _COLUMNS))
+    choice = choose(root)
+    return ShardStore(
+        choice.folder, keys, tuple(meta["shards"]), *map(array, _COLUMNS), pattern=choice.pattern
+    )
 
 
 SHARDS = DatasetKind(

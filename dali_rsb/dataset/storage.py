@@ -19,6 +19,8 @@ import numpy.typing as npt
 from dali_rsb.dataset.building import warn_of_unreadable
 from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.dataset.kinds import kind_of, kind_of_stored
+from dali_rsb.dataset.reading import Reading
+from dali_rsb.dataset.shard_choice import is_choice
 from dali_rsb.dataset.store import Fingerprint, Keys
 from dali_rsb.errors import UserError
 from dali_rsb.system.atomic import atomic_directory
@@ -27,32 +29,45 @@ from dali_rsb.system.files import MissingFileError, UnreadableFileError, read_js
 FORMAT_VERSION = 5
 USER_CACHE = Path("~/.cache/dali_rsb")
 
+SUFFIX = ".dali_rsb_index"
+_DEFAULT = Reading()
+
 META, UNREADABLE = "meta.json", "unreadable.txt"
 
 # The arrays of every index, [N] but for the keys' offsets, [N + 1], and bytes; a store has more.
 _COLUMNS = {"labels": np.int64, "widths": np.int32, "heights": np.int32, "formats": np.uint8}
 _KEY_BYTES, _KEY_OFFSETS = "path_bytes", "path_offsets"
+_STAMPS = "stamps"  # int64 [N, 2], where images are files
 
 
-def places(root: Path, cache_dir: Path | None) -> list[Path]:
+def places(root: Path, cache_dir: Path | None, reading: Reading = _DEFAULT) -> list[Path]:
     """Where to look for a stored index; the last one is where to store a new one."""
     resolved = root.resolve()
-    name = f"{resolved.name}-{hashlib.sha256(os.fsencode(resolved)).hexdigest()[:16]}"
+    digest = hashlib.sha256(os.fsencode(resolved)).hexdigest()[:16]
+    beside = place_beside(root, reading)
+    name = f"{beside.name[1:].removesuffix(SUFFIX)}-{digest}"
     if cache_dir is not None:
         return [Path(cache_dir).expanduser().absolute() / name]
-    if os.access(resolved.parent, os.W_OK | os.X_OK):
-        return [place_beside(root)]
+    if os.access(beside.parent, os.W_OK | os.X_OK):
+        return [beside]
     # An index that someone who may write there has stored beside the root serves everyone.
-    return [place_beside(root), _user_cache(root) / name]
+    return [beside, _user_cache(root) / name]
 
 
-def place_beside(root: Path) -> Path:
+def place_beside(root: Path, reading: Reading = _DEFAULT) -> Path:
     """Where the index of a dataset is stored by default: /images/.train.dali_rsb_index for train.
 
-    Not inside the root, where torchvision's ImageFolder would take it for a class.
+    Not inside the root, where torchvision's ImageFolder would take it for a class. Each way of
+    reading a dataset has a place of its own.
     """
-    resolved = root.resolve()
-    return resolved.with_name(f".{resolved.name}.dali_rsb_index")
+    resolved, variant = root.resolve(), reading.stored()
+    if is_choice(root):  # a pattern of shards: beside their folder, as for all of them
+        resolved, variant["shards"] = resolved.parent, resolved.name
+    name = resolved.name
+    if variant != _DEFAULT.stored():
+        text = json.dumps(variant, sort_keys=True)
+        name += f".{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return resolved.with_name(f".{name}{SUFFIX}")
 
 
 def _user_cache(root: Path) -> Path:
@@ -65,10 +80,12 @@ def _user_cache(root: Path) -> Path:
         ) from error
 
 
-def write_with_fingerprint(place: Path, index: DatasetIndex, fingerprint: Fingerprint) -> None:
+def write_with_fingerprint(
+    place: Path, index: DatasetIndex, fingerprint: Fingerprint, reading: Reading
+) -> None:
     """Store an index with what tells later whether it still holds; raises as `write_index`."""
     assert dataclasses.is_dataclass(fingerprint)
-    meta = {"fingerprint": dataclasses.asdict(fingerprint)}
+    meta = {"fingerprint": dataclasses.asdict(fingerprint), "reading": reading.stored()}
     write_index(place, index, meta, list(fingerprint.unreadable))
 
 
@@ -86,10 +103,14 @@ def write_index(
     of_store, arrays = index.store.saved()
     arrays |= {name: getattr(index, name) for name in _COLUMNS}
     arrays |= {_KEY_BYTES: index.store.keys.data, _KEY_OFFSETS: index.store.keys.offsets}
+    if index.stamps is not None:
+        arrays[_STAMPS] = index.stamps
     meta = meta | {
         "format_version": FORMAT_VERSION,
         "build_id": secrets.token_hex(8),
         "classes": index.classes,
+        "empty": index.empty,
+        "left_out": dict(index.left_out),
         "kind": index.store.kind,
         **of_store,
     }
@@ -101,12 +122,14 @@ def write_index(
         (directory / UNREADABLE).write_bytes(names)
 
 
-def load(place: Path, root: Path) -> tuple[DatasetIndex | None, str | None]:
+def load(place: Path, root: Path, reading: Reading) -> tuple[DatasetIndex | None, str | None]:
     """Memory-map a stored index; or None, and why it cannot be used if there is one."""
     try:
         meta = read_json(place / META, "delete it")
         if meta["format_version"] != FORMAT_VERSION:
             return None, f"it has format {meta['format_version']}, not {FORMAT_VERSION}"
+        if meta["reading"] != reading.stored():
+            return None, "it was read by other settings"
         index = map_index(place, root, meta)
         stale, unreadable = _check(meta, root, index)
         if read_json(place / META, "delete it")["build_id"] != meta["build_id"]:
@@ -139,8 +162,19 @@ def map_index(place: Path, root: Path, meta: dict[str, Any]) -> DatasetIndex:
     for name, dtype in _COLUMNS.items():
         if columns[name].dtype != dtype or columns[name].shape != (len(keys),):
             raise ValueError(f"{name}.npy is not of {len(keys)} images")
+    stamps = array(_STAMPS) if (place / f"{_STAMPS}.npy").exists() else None
+    if stamps is not None and (stamps.dtype != np.int64 or stamps.shape != (len(keys), 2)):
+        raise ValueError(f"{_STAMPS}.npy is not of {len(keys)} images")
     store = kind_of_stored(meta).restore(root, keys, meta, array)
-    return DatasetIndex(classes=tuple(meta["classes"]), store=store, place=place, **columns)
+    return DatasetIndex(
+        classes=tuple(meta["classes"]),
+        store=store,
+        stamps=stamps,
+        place=place,
+        empty=tuple(meta.get("empty", ())),
+        left_out=meta.get("left_out", {}),
+        **columns,
+    )
 
 
 def _map_array(path: Path) -> npt.NDArray[Any]:
@@ -148,7 +182,8 @@ def _map_array(path: Path) -> npt.NDArray[Any]:
         raise ValueError(f"{path.name} is no file")
     try:
         # np.asarray: plain views of the maps; indexing np.memmap itself is three times as slow.
-        return np.asarray(np.load(path, mmap_mode="r"))
+        # "c": what `changes` writes there is seen by this process alone.
+        return np.asarray(np.load(path, mmap_mode="c"))
     except OSError:
         raise
     except Exception as error:  # NumPy's parser of headers raises many types on damaged files

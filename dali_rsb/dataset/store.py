@@ -13,19 +13,20 @@ import io
 import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from dali_rsb.dataset.image_header import ImageFormat, read_header_of_bytes
+from dali_rsb.dataset.image_header import NO_STAMP, ImageFormat, read_header_of_bytes
 from dali_rsb.dataset.windows import WindowImages, Windows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from dali_rsb.dataset.reading import Reading
     from pipelines.types import ImageSource
 
 Rows: TypeAlias = npt.NDArray[np.integer[Any]]
@@ -121,7 +122,8 @@ class ImageStore(abc.ABC):
             widths, heights: of the images in pixels, [B] each.
             windows: [B], inside the images.
         """
-        return WindowImages(self.arrays(rows), np.zeros((len(rows), 2), np.int64))
+        sizes = np.stack([heights, widths, np.full(len(rows), 3)], axis=1).astype(np.int32)
+        return WindowImages(self.arrays(rows), np.zeros((len(rows), 2), np.int64), sizes)
 
     # What messages, Pillow, packing and the index take, one image at a time.
 
@@ -154,6 +156,21 @@ class ImageStore(abc.ABC):
     def header(self, row: int) -> tuple[int, int, ImageFormat]:
         """Width and height in pixels, and format; see `image_header.read_header`."""
         return read_header_of_bytes(self.arrays(np.array([row]))[0])
+
+    def stamped_header(self, row: int) -> tuple[int, int, ImageFormat, int, int]:
+        """`header`, and the file's mtime in nanoseconds and size in bytes before it was read.
+
+        They are `NO_STAMP` where an image is no file of its own, or the file is missing.
+        """
+        return *self.header(row), *NO_STAMP
+
+    def current_stamps(self, rows: Rows) -> npt.NDArray[np.int64] | None:
+        """The stamps of images' files as they are now, int64 [n, 2]; None if no image is one.
+
+        Raises:
+            UserError: a file that holds them can no longer be used.
+        """
+        return None
 
     @abc.abstractmethod
     def stamp(self, row: int) -> Stamp:
@@ -194,12 +211,16 @@ class Contents:
         labels: int64 [N].
         classes: class names; a label is a position in it.
         fingerprint: makes the fingerprint from the stamps of unreadable images.
+        empty: classes whose folders hold no image.
+        left_out: number of the entries that were seen and are not among the images, by reason.
     """
 
     store: ImageStore
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     fingerprint: Callable[[dict[str, Stamp]], Fingerprint]
+    empty: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -210,8 +231,8 @@ class DatasetKind:
         name: stands in stored indices.
         holds: whether the folder or file at a path, which exists, is of this kind. May raise a
             `UserError` where the user has all but meant this kind.
-        find: lists a dataset, given its path and whether to show a progress bar. Raises
-            `UserError` if it cannot be used.
+        find: lists a dataset, given its path, whether to show a progress bar, and how it is to be
+            read. Raises `UserError` if it cannot be used.
         restore: makes the store from the dataset's path, the keys, the JSON values of
             `ImageStore.saved`, and what loads one of its arrays by name.
         fingerprint: makes the stored fingerprint from its fields.
@@ -219,7 +240,7 @@ class DatasetKind:
 
     name: str
     holds: Callable[[Path], bool]
-    find: Callable[[Path, bool], Contents]
+    find: Callable[[Path, bool, Reading], Contents]
     restore: Callable[
         [Path, Keys, Mapping[str, Any], Callable[[str], npt.NDArray[Any]]], ImageStore
     ]

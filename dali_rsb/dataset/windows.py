@@ -25,7 +25,9 @@ class WindowImages:
     Attributes:
         arrays: [B], as of `ImageStore.arrays`.
         origins: int64 [B, 2] as (y, x), the pixel of the stored image that is their first.
+        sizes: int32 [B, 3], what their headers state: height, width and 3 channels.
     """
 
     arrays: list[npt.NDArray[np.uint8]]
     origins: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int32]

@@ -135,6 +135,7 @@ class PreparedRun:
         erasings: the erased boxes of each batch, or None.
         origins: int64 [rows, 2] as (y, x), the pixel of the stored image at which the image in the
             inputs begins; None if all are whole.
+        sizes: int32 [rows, 3], height, width and channels of the whole images, with `origins`.
         randaugment: what is left to the kernels behind the pipeline: operands of the rows, or None.
     """
 
@@ -143,6 +144,7 @@ class PreparedRun:
     mixes: tuple[MixDraws | None, ...]
     erasings: tuple[ErasingDraws | None, ...]
     origins: np.ndarray | None = None
+    sizes: np.ndarray | None = None
     randaugment: RandAugmentOperands | None = None
 
     @property
@@ -153,8 +155,9 @@ class PreparedRun:
 
     def take_whole_images(self, rows: Sequence[int]) -> None:
         """Correct the inputs of rows whose images are replaced by whole ones."""
-        if self.origins is not None and len(rows):
+        if self.origins is not None and self.sizes is not None and len(rows):
             _move_windows(self.inputs, np.array(rows), self.origins[rows])
+            self.inputs["size"][rows] = self.sizes[rows]
 
 
 @dataclass(frozen=True)
@@ -201,16 +204,18 @@ class TrainSamples:
         origins = None
         if self.transform.decode_mode == "shared":
             inputs |= shared_decode_inputs(indices)
-            inputs[index.image_source] = index.image_arrays(indices)
+            inputs |= index.image_inputs(indices)
         else:
             images = index.window_images(indices, _windows_of(inputs))
-            inputs[index.image_source], origins = images.arrays, images.origins
+            inputs |= {index.image_source: images.arrays, "size": images.sizes}
+            origins = images.origins
             _move_windows(inputs, np.arange(len(indices)), -origins)
         mixes = tuple(self._mix(spec) for spec in specs)
         erasings = tuple(self._erase(spec) for spec in specs)
         labels = np.asarray(index.labels[indices])
         operands = self.transform.kernel_operands(draw)
-        return PreparedRun(inputs, labels, mixes, erasings, origins, operands)
+        sizes = None if origins is None else index.image_sizes(indices)
+        return PreparedRun(inputs, labels, mixes, erasings, origins, sizes, operands)
 
     def _mix(self, spec: BatchSpec) -> MixDraws | None:
         if self.mixing is None:
@@ -242,8 +247,7 @@ class EvalSamples:
     def prepare(self, *specs: BatchSpec) -> PreparedRun:
         index, indices = self.index, joined_indices(specs)
         start, end = self.geometry.source_windows(index.widths[indices], index.heights[indices])
-        images = index.image_arrays(indices)
-        inputs = {index.image_source: images, "start": start, "end": end}
+        inputs = index.image_inputs(indices) | {"start": start, "end": end}
         none = (None,) * len(specs)
         return PreparedRun(inputs, np.asarray(index.labels[indices]), none, none)
 

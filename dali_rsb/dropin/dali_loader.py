@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler
 
-from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
+from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS
 from dali_rsb.dataset.image_list import ImageList, image_list, images_of_samples, without
 from dali_rsb.dataset.index import DatasetIndex
+from dali_rsb.dataset.ordering import ClassOrder
+from dali_rsb.dataset.reading import ClassLevel, ClassNames, Reading
 from dali_rsb.draws.crops import EvalGeometry
 from dali_rsb.draws.erasing import ErasingPolicy
 from dali_rsb.draws.mixing import MixPolicy
@@ -54,11 +56,11 @@ class DaliLoader(EpochLoader):
     never overwrite them. `len()` is the number of batches of an epoch.
 
     Args:
-        root: folder of class folders (`root/CLASS/IMAGE.jpg`), folder of tar shards, text file with
-            `path<TAB>label` lines (see `dali_rsb.open_index`), an index of one of these,
-            torchvision's `ImageFolder` or `DatasetFolder` (its transform is not used, its
-            target_transform is), a `Subset` or `ConcatDataset` of them to any depth, or a list of
-            (path, label) pairs.
+        root: folder of class folders (`root/CLASS/IMAGE.jpg`), folder of tar shards or a pattern
+            of them, text file with `path<TAB>label` lines (see `dali_rsb.open_index`), an index of
+            one of these, torchvision's `ImageFolder` or `DatasetFolder` (its transform is not
+            used, its target_transform is), a `Subset` or `ConcatDataset` of them to any depth, or a
+            list of (path, label) pairs.
         batch_size: images of one batch of this process; leave it out with `batch_sampler`.
         train: RandomResizedCrop, flip and what is asked for below, in place of resize and centre
             crop; also the default of `shuffle` and `drop_last`.
@@ -97,7 +99,16 @@ class DaliLoader(EpochLoader):
         on_bad_image: "substitute" puts the next image in the place of one that cannot be decoded
             and warns, "raise" stops; default "substitute" to train and "raise" to evaluate.
         max_bad_fraction: share of images that may be substituted.
+        max_pixels: images of more pixels count as bad, whatever their format.
         cache_dir: where to store the dataset's index; see `dali_rsb.open_index`.
+        class_order: of the classes and images of a folder, list or shards (a dataset object or an
+            index brings its own, here and below): "plain" as ImageFolder,
+            "natural" as timm's reader, where 2 stands before 10.
+        class_level: which of nested folders names the class: "top" as in ImageFolder, "leaf" (the
+            innermost) as in timm. By default nested folders are refused.
+        classes: all class names in their order, or a text file with one in each line; classes
+            without images are legal then.
+        label_key: key of the label in KEY.json of shards, in place of KEY.cls.
 
     Raises:
         UserError: the images cannot be used, arguments contradict each other, or a policy is
@@ -145,7 +156,12 @@ class DaliLoader(EpochLoader):
         exclude: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] = (),
         on_bad_image: OnBadImage | None = None,
         max_bad_fraction: float = 0.001,
+        max_pixels: int = MAX_PIXELS,
         cache_dir: Path | None = None,
+        class_order: ClassOrder = "plain",
+        class_level: ClassLevel | None = None,
+        classes: ClassNames | None = None,
+        label_key: str | None = None,
     ) -> None:
         if isinstance(sampler, BatchSampler) and batch_size is None and batch_sampler is None:
             sampler, batch_sampler = None, sampler
@@ -181,7 +197,8 @@ class DaliLoader(EpochLoader):
         names = [*INTERPOLATIONS, "random"] if train else [*INTERPOLATIONS]
         _check(interpolation in names, f"interpolation={interpolation!r} is not one of {names}")
 
-        images = without(_images(root, cache_dir), exclude)
+        reading = Reading.of(class_order, class_level, classes, label_key)
+        images = without(_images(root, cache_dir, reading), exclude)
         current = World.current()
         world = World(
             current.size if num_replicas is None else num_replicas,
@@ -232,6 +249,7 @@ class DaliLoader(EpochLoader):
                 images.index,
                 on_bad_image or ("substitute" if train else "raise"),
                 max_bad_fraction,
+                max_pixels,
             ),
             seed,
             world,
@@ -272,9 +290,9 @@ def _check(is_right: bool, message: str) -> None:
         raise UserError(message)
 
 
-def _images(source: Source, cache_dir: Path | None) -> ImageList:
+def _images(source: Source, cache_dir: Path | None, reading: Reading) -> ImageList:
     if isinstance(source, (str, os.PathLike, DatasetIndex)):
-        return image_list(source, cache_dir)
+        return image_list(source, cache_dir, reading)
     found = read_dataset(source)
     return images_of_samples(found.paths, found.labels, found.classes, found.root, cache_dir)
 

@@ -1,8 +1,9 @@
-"""Images that DALI cannot decode: found when a pipeline fails. What Pillow decodes is converted,
-the rest replaced by the next image.
+"""Images that cannot be used: what DALI cannot decode but Pillow can is converted, the rest is
+replaced by its neighbour.
 
-DALI drops a whole pipeline over one file. As the data path is a pure function, the batches in
-flight are simply built again without the file.
+Before use, an image is refused by its header alone: one that cannot be read any more, or states too
+many pixels. The others are found when the graph fails. DALI drops a whole pipeline over one file;
+as the data path is a pure function, the batches in flight are simply built again without the file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from typing import Literal
 import numpy as np
 from nvidia.dali import Pipeline
 
+from dali_rsb.constants import MAX_PIXELS
 from dali_rsb.dataset import DatasetIndex
+from dali_rsb.dataset.changes import update, update_changed
+from dali_rsb.dataset.image_header import ImageFormat
 from dali_rsb.errors import UserError
 from dali_rsb.loader.conversion import Conversions
 from dali_rsb.loader.executor import is_failure_of_device
@@ -28,25 +32,72 @@ OnBadImage = Literal["substitute", "raise"]
 class BadImages:
     """Keeps the replacements of undecodable images of one dataset.
 
-    A bad image is one that neither DALI nor Pillow decodes; it is replaced by the next index that
-    is good, on every process alike. `conversions` holds the copies of those that only Pillow
-    decodes.
+    A bad image is one that neither DALI nor Pillow decodes, or that is too large; it is replaced by
+    the next index that is good, on every process alike. `conversions` holds the copies of those
+    that only Pillow decodes.
 
     Args:
         index: the dataset.
         policy: "substitute" replaces and warns, "raise" stops with the file's name.
         max_fraction: share of the dataset that may be replaced before that is an error; one image
             always may.
+        max_pixels: of an image; what has more is not decoded, as it would take its time and memory
+            from all others.
     """
 
     def __init__(
-        self, index: DatasetIndex, policy: OnBadImage = "substitute", max_fraction: float = 0.001
+        self,
+        index: DatasetIndex,
+        policy: OnBadImage = "substitute",
+        max_fraction: float = 0.001,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.replacements: dict[int, int] = {}
         self.conversions = Conversions(index)
         self._index = index
         self._policy = policy
         self._max_count = max(1, int(max_fraction * len(index)))
+        self._max_pixels = max_pixels
+        self._tells_of_changes = True
+
+    def admit(self, indices: np.ndarray) -> bool:
+        """Look at images that are about to be used, without decoding them.
+
+        The index learns the headers of files that have changed; what cannot be used is replaced.
+
+        Args:
+            indices: int64 [n].
+
+        Returns:
+            Whether anything is other than before: a header, or a replacement.
+
+        Raises:
+            UserError: a bad image under the "raise" policy, or too many of them.
+        """
+        images = np.unique(indices)
+        changed = update_changed(self._index, images)
+        for image in changed:
+            self._note_change(image)
+        refused = self._refused(images)
+        for image in refused:
+            self._replace(image)
+        return bool(changed or refused)
+
+    def _refused(self, images: np.ndarray) -> list[int]:
+        """Those of some images, int64 [n], that their headers rule out."""
+        index = self._index
+        pixels = index.widths[images].astype(np.int64) * index.heights[images]
+        is_refused = (index.formats[images] == ImageFormat.UNREADABLE) | (pixels > self._max_pixels)
+        return [i for i in images[is_refused].tolist() if i not in self.replacements]
+
+    def _note_change(self, image: int) -> None:
+        self.conversions.forget(image)
+        if self._tells_of_changes:
+            self._tells_of_changes = False
+            logger.info(
+                "files have changed since %s was indexed: the headers of those are read again",
+                self._index.origin,
+            )
 
     def find(self, indices: np.ndarray, error: RuntimeError, device_id: int | None = None) -> None:
         """Decode images one by one; convert or else replace those that fail.
@@ -60,6 +111,8 @@ class BadImages:
         Raises:
             UserError: a bad image under the "raise" policy, or too many of them.
         """
+        if self.admit(indices):
+            return  # with what is known now, the graph may not fail
         new = [int(i) for i in indices if int(i) not in self.replacements]
         # If all of those decode, an image that replaces another may have gone bad.
         stand_ins = set(self.replacements.values())
@@ -69,25 +122,43 @@ class BadImages:
         if not bad:
             raise error
         for image in bad:
-            if not self.conversions.convert_rejected(image):
+            # Whatever made the index hold another header than the file, it has the file's now.
+            if update(self._index, image):
+                self._note_change(image)
+            elif not self.conversions.convert_rejected(image):
                 self._replace(image)
 
     def _replace(self, image: int) -> None:
-        name = self._index.name(image)
+        complaint = f"{self._index.name(image)} {self._complaint(image)}"
         if self._policy == "raise":
-            raise UserError(f"{name} cannot be decoded; {self._index.store.repair}")
+            raise UserError(f"{complaint}; {self._fix(image)}")
         good = self._next_good(image)
         for replaced, by in self.replacements.items():
             if by == image:
                 self.replacements[replaced] = good
         self.replacements[image] = good
-        logger.warning("%s cannot be decoded; %s stands in", name, self._index.name(good))
+        logger.warning("%s; %s stands in", complaint, self._index.name(good))
         if len(self.replacements) > self._max_count:
             raise UserError(
-                f"{len(self.replacements)} images of {self._index.origin} cannot be decoded, the "
-                f"last one {name}; {self._index.store.repair}, or raise max_bad_fraction (in a "
+                f"{len(self.replacements)} images of {self._index.origin} are bad, the last one "
+                f"{complaint}; {self._fix(image)}, or raise max_bad_fraction (in a "
                 "configuration: data.max_bad_fraction)"
             )
+
+    def _complaint(self, image: int) -> str:
+        if not self._is_too_large(image):
+            return "cannot be decoded"
+        size = f"{self._index.widths[image]} x {self._index.heights[image]}"
+        return f"has {size} pixels, more than max_pixels={self._max_pixels} (data.max_pixels)"
+
+    def _is_too_large(self, image: int) -> bool:
+        width, height = int(self._index.widths[image]), int(self._index.heights[image])
+        return width * height > self._max_pixels
+
+    def _fix(self, image: int) -> str:
+        if self._is_too_large(image):
+            return "shrink or remove it, or raise max_pixels (in a configuration: data.max_pixels)"
+        return self._index.store.repair
 
     def _next_good(self, image: int) -> int:
         for step in range(1, len(self._index)):
@@ -97,6 +168,11 @@ class BadImages:
         raise UserError(f"no image of {self._index.origin} can be decoded")
 
     def _is_good(self, image: int) -> bool:
+        alone = np.array([image])
+        for changed in update_changed(self._index, alone):
+            self._note_change(changed)
+        if self._refused(alone):
+            return False
         return not self._undecodable([image]) or self.conversions.convert_rejected(image)
 
     def _undecodable(self, images: Iterable[int], device_id: int | None = None) -> list[int]:
@@ -106,13 +182,12 @@ class BadImages:
             RuntimeError: the GPU failed, which says nothing of an image.
         """
         bad = []
-        source = self._index.image_source
         pipeline: Pipeline | None = None
         for image in images:
-            pipeline = pipeline or decode_check_pipeline(source, device_id)
-            array = self.conversions.image_array(image)
+            pipeline = pipeline or decode_check_pipeline(self._index.image_source, device_id)
+            inputs = self.conversions.image_inputs(image)
             try:
-                pipeline.run(**{source: [array]})
+                pipeline.run(**inputs)
             except RuntimeError as error:
                 if device_id is not None and is_failure_of_device(error):
                     raise

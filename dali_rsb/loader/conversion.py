@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,11 +73,21 @@ class Conversions:
             arrays[row] = self._array_of_copy(int(indices[row]))
         return rows
 
+    def forget(self, image: int) -> None:
+        """The image has changed: what was found out about it does not hold any more."""
+        self._copies.pop(image, None)
+        self._undecodable.discard(image)
+
     def image_array(self, image: int) -> npt.NDArray[np.uint8]:
         """The input of a DALI pipeline for one image; see `DatasetIndex.image_arrays`."""
-        arrays = self._index.image_arrays(np.array([image]))
-        self.substitute(arrays, np.array([image]))
-        return arrays[0]
+        array: npt.NDArray[np.uint8] = self.image_inputs(image)[self._index.image_source][0]
+        return array
+
+    def image_inputs(self, image: int) -> dict[str, Any]:
+        """The inputs of a DALI pipeline for one image; see `DatasetIndex.image_inputs`."""
+        inputs = self._index.image_inputs(np.array([image]))
+        self.substitute(inputs[self._index.image_source], np.array([image]))
+        return inputs
 
     def _array_of_copy(self, image: int) -> npt.NDArray[np.uint8]:
         if self._index.image_source == "path":

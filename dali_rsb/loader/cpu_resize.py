@@ -8,7 +8,7 @@ difference 0.02 levels instead of 0.17): it rounds in the same places. The GPU g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
@@ -76,7 +76,11 @@ class CpuResize:
             _resize_all(samples)
         else:
             pieces = [samples[first :: self._num_pieces] for first in range(self._num_pieces)]
-            list(self._pool.map(_resize_all, pieces))
+            futures = [self._pool.submit(_resize_all, piece) for piece in pieces]
+            # All of them, also if one fails: DALI frees the images once this function is left.
+            wait(futures)
+            for future in futures:
+                future.result()
         return list(results)
 
 

@@ -19,7 +19,7 @@ from dali_rsb.draws.mixing import MixDraws
 from dali_rsb.draws.samples import BatchSpec, PreparedRun, joined_indices, replace_indices
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.batch import Batch, BatchMixing
-from dali_rsb.loader.executor import TakingTurns
+from dali_rsb.loader.executor import TakingTurns, is_failure_of_device
 from dali_rsb.loader.rand_augment import apply_operands
 from dali_rsb.loader.transfer import to_device
 from pipelines.types import IMAGENET_FILL
@@ -118,7 +118,9 @@ class Loader:
         self._runner.reset()
 
     def _submit(self, specs: tuple[BatchSpec, ...]) -> _Run:
-        specs = tuple(replace_indices(spec, self._bad_images.replacements) for spec in specs)
+        specs = self._replaced(specs)
+        if self._bad_images.admit(joined_indices(specs)):
+            specs = self._replaced(specs)
         prepared = self._samples.prepare(*specs)
         conversions = self._bad_images.conversions
         copied = conversions.substitute(prepared.images, joined_indices(specs))
@@ -126,20 +128,34 @@ class Loader:
         self._runner.submit(prepared.inputs)
         return _Run(specs, prepared)
 
+    def _replaced(self, specs: tuple[BatchSpec, ...]) -> tuple[BatchSpec, ...]:
+        return tuple(replace_indices(spec, self._bad_images.replacements) for spec in specs)
+
     def _take(self, waiting: deque[_Run]) -> Iterator[Batch]:
+        is_retried = False
         while True:
             try:
                 images = self._runner.take()
             except RuntimeError as error:
-                self._recover(waiting, error)
+                try:
+                    self._find_bad_images(waiting, error)
+                except RuntimeError:
+                    # All images decode now: a file may have been in the middle of being written.
+                    if is_retried or is_failure_of_device(error):
+                        raise
+                    is_retried = True
+                self._restart(waiting)
             else:
                 return self._assemble(images, waiting.popleft())
 
-    def _recover(self, waiting: deque[_Run], error: RuntimeError) -> None:
-        """Replace the images that made the graph fail and start the runs under way again."""
-        runs = [run.specs for run in waiting]
-        indices = np.unique(np.concatenate([joined_indices(specs) for specs in runs]))
+    def _find_bad_images(self, waiting: deque[_Run], error: RuntimeError) -> None:
+        """Replace the images that made the pipeline fail; raise the error if there are none."""
+        indices = np.unique(np.concatenate([joined_indices(run.specs) for run in waiting]))
         self._bad_images.find(indices, error, device_id(self._device))
+
+    def _restart(self, waiting: deque[_Run]) -> None:
+        """Start the runs in flight again."""
+        runs = [run.specs for run in waiting]
         self._runner.reset()
         waiting.clear()
         waiting.extend(self._submit(specs) for specs in runs)

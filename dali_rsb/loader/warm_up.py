@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -58,7 +59,12 @@ class WholeImages:
 
 
 def warm_up_training(
-    loader: Loader, samples: TrainSamples, epoch: int, end_epoch: int, first_update: int = 0
+    loader: Loader,
+    samples: TrainSamples,
+    epoch: int,
+    end_epoch: int,
+    first_update: int = 0,
+    is_asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> int:
     """Run the largest batches of the coming epochs, and the largest image, through the graph.
 
@@ -66,6 +72,7 @@ def warm_up_training(
         loader: the training loader, at work on nothing.
         epoch, first_update: where training begins.
         end_epoch: epoch before which it ends.
+        is_asked_to_stop: asked after each batch; if so, the rest is left out.
 
     Returns:
         Pixels of the largest batch.
@@ -77,17 +84,19 @@ def warm_up_training(
     last_epoch = epoch + max(1, _MAX_POSITIONS // len(samples.index))
     specs = samples.stream(epoch, min(end_epoch, last_epoch), first_update)
     largest = largest_batches(specs, _pixels(samples.index), loader.batches_under_way)
-    return _run(loader.with_samples(WholeImages(samples)), largest, samples.index)
+    return _run(loader.with_samples(WholeImages(samples)), largest, samples.index, is_asked_to_stop)
 
 
-def warm_up_evaluation(loader: Loader, samples: EvalSamples) -> int:
+def warm_up_evaluation(
+    loader: Loader, samples: EvalSamples, is_asked_to_stop: Callable[[], bool] = lambda: False
+) -> int:
     """The same with the largest batches of an evaluation, which are the same each time.
 
     Raises:
         UserError: they do not fit into memory, or an image cannot be decoded.
     """
     largest = largest_batches(samples.specs(), _pixels(samples.index), loader.batches_under_way)
-    return _run(loader, largest, samples.index)
+    return _run(loader, largest, samples.index, is_asked_to_stop)
 
 
 def largest_batches(specs: Iterable[BatchSpec], pixels: np.ndarray, number: int) -> list[BatchSpec]:
@@ -109,10 +118,17 @@ def _pixels(index: DatasetIndex) -> np.ndarray:
     return index.widths.astype(np.int64) * index.heights
 
 
-def _run(loader: Loader, specs: list[BatchSpec], index: DatasetIndex) -> int:
+def _run(
+    loader: Loader,
+    specs: list[BatchSpec],
+    index: DatasetIndex,
+    is_asked_to_stop: Callable[[], bool],
+) -> int:
     try:
-        for _ in loader.batches(specs):
-            pass
+        with closing(loader.batches(specs)) as batches:
+            for _ in batches:
+                if is_asked_to_stop():
+                    break
     except RuntimeError as error:
         if not _OUT_OF_MEMORY.search(str(error)):
             raise

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from dali_rsb.errors import UserError
-from dali_rsb.run.checkpointer import checkpoint_to_resume, last_checkpoint
+from dali_rsb.run.checkpointer import checkpoint_to_resume, last_checkpoint, newest_intact
+from dali_rsb.system.atomic import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class RunFolders:
             return checkpoint_to_resume(Path(resume))
         folders = [self.chosen] if self.chosen else [*self._existing()][::-1]
         for folder in folders:
-            if checkpoint := last_checkpoint(folder):
+            if checkpoint := newest_intact(folder):
                 return checkpoint
         if resume == "auto":
             return None
@@ -61,7 +62,8 @@ class RunFolders:
             config: the whole configuration, as plain values.
 
         Raises:
-            UserError: the chosen folder holds a run that this one does not resume.
+            UserError: the chosen folder holds a run that this one does not resume, or the folder
+                cannot be written.
         """
         if self.chosen is not None:
             folder = self.chosen
@@ -73,9 +75,14 @@ class RunFolders:
             folder = resume.parent
         else:
             folder = self._numbered(len([*self._existing()]) + 1)
-        folder.mkdir(parents=True, exist_ok=True)
-        resolved = yaml.safe_dump(dict(config), sort_keys=False)
-        (folder / "config.yaml").write_text(resolved, encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_config(folder, yaml.safe_dump(dict(config), sort_keys=False))
+        except OSError as error:
+            raise UserError(
+                f"run folder {folder} cannot be written ({error.strerror or error}); make room, "
+                "or set run.dir to another folder"
+            ) from error
         logger.info("run folder %s", folder)
         return folder
 
@@ -88,3 +95,18 @@ class RunFolders:
 
     def _numbered(self, number: int) -> Path:
         return RUNS / (self.name if number == 1 else f"{self.name}-{number}")
+
+
+def _write_config(folder: Path, text: str) -> None:
+    """Write config.yaml; one that says something else stays, as config-1.yaml and so on."""
+    path = folder / "config.yaml"
+    if path.is_file():
+        if path.read_bytes() == text.encode():
+            return
+        number = 1
+        while (earlier := folder / f"config-{number}.yaml").exists():
+            number += 1
+        path.replace(earlier)
+        logger.warning("the configuration has changed; the earlier one is now %s", earlier)
+    with atomic_file(path) as file:
+        file.write(text.encode())

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from dali_rsb.run.console import EarlyMessages
 from dali_rsb.run.records import EpochRow, UpdateRow
 
 logger = logging.getLogger("dali_rsb")
 
 
 class RunLog:
-    """Keeps all messages of the package in train.log, those from before it began too, and shows
-    the progress of an epoch.
+    """Keeps all messages of the package in train.log, and shows the progress of an epoch.
 
     On other ranks than the first it is silent.
 
@@ -30,16 +29,15 @@ class RunLog:
         self._bar: tqdm[Any] | None = None
         self._file: logging.FileHandler | None = None
         if folder is not None:
-            # Names of files may be of any bytes, and the terminal of any encoding.
-            self._file = logging.FileHandler(
-                folder / "train.log", encoding="utf-8", errors="backslashreplace"
-            )
+            self._file = _LogFile(folder / "train.log", encoding="utf-8", errors="backslashreplace")
             self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logger.setLevel(logging.INFO)
             logger.addHandler(self._file)
-            for handler in list(logger.handlers):
-                if isinstance(handler, EarlyMessages):
-                    handler.hand_over(self._file)
+
+    def keep(self, warnings: Sequence[str]) -> None:
+        """Write lines to the file alone: those that were said before it was open."""
+        for text in warnings if self._file is not None else ():
+            self._to_file(logging.WARNING, text)
 
     def start_epoch(self, epoch: int, num_epochs: int, first_update: int, num_updates: int) -> None:
         """Open the progress bar of an epoch, where stderr is a terminal."""
@@ -78,7 +76,7 @@ class RunLog:
             logger.info(line)
         else:  # which shows the numbers; the line is for the file alone
             self._bar.set_postfix_str(numbers)
-            self._file.handle(logger.makeRecord(logger.name, logging.INFO, "", 0, line, (), None))
+            self._to_file(logging.INFO, line)
 
     def log_epoch(self, row: EpochRow, num_epochs: int) -> None:
         """Close the bar and say how an epoch went."""
@@ -101,6 +99,10 @@ class RunLog:
             _skipped(row.skipped),
         )
 
+    def _to_file(self, level: int, text: str) -> None:
+        assert self._file is not None
+        self._file.handle(logger.makeRecord(logger.name, level, "", 0, text, (), None))
+
     def close_bar(self) -> None:
         if self._bar is not None:
             self._bar.close()
@@ -112,6 +114,13 @@ class RunLog:
         if self._file is not None:
             logger.removeHandler(self._file)
             self._file.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk leaves with gaps, without a traceback for each of its lines."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Leave the line out; whatever cannot be written either says so on the terminal."""
 
 
 def _skipped(number: int) -> str:

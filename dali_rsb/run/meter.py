@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,7 @@ class Meter:
         self._skipped_in_row = torch.zeros((), device=processes.device)
         self._updates = 0
         self._start_s = time.perf_counter()
+        self._before = _Totals()  # times of this interval from before a `state_dict`
         self._epoch = _Totals()
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -90,9 +92,9 @@ class Meter:
         sums = torch.stack([self._loss, self._skipped, self._skipped_in_row]).double()
         means = (self._processes.sum(sums) / self._processes.world_size).tolist()
         totals.loss, totals.skipped, skipped_in_row = means[0], round(means[1]), round(means[2])
-        totals.wait_s = self._wait_timer.read()
-        now_s = time.perf_counter()
-        totals.time_s, self._start_s = now_s - self._start_s, now_s
+        self._read_times()
+        totals.wait_s, totals.time_s = self._before.wait_s, self._before.time_s
+        self._before = _Totals()
         self._loss.zero_()
         self._skipped.zero_()
         self._updates = 0
@@ -100,9 +102,51 @@ class Meter:
         return replace(totals.interval(self._images_per_update), skipped_in_row=skipped_in_row)
 
     def read_epoch(self) -> Interval:
-        """All intervals since the last call."""
-        epoch, self._epoch = self._epoch, _Totals()
-        return epoch.interval(self._images_per_update)
+        """All intervals since `restart_epoch`."""
+        return self._epoch.interval(self._images_per_update)
+
+    def restart_epoch(self) -> None:
+        """Begin an epoch here."""
+        self._epoch = _Totals()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of the epoch and of the interval so far, but for the `partial_sums`.
+
+        Times are those of this process; an interval without an update has none.
+        """
+        if self._updates:
+            self._read_times()
+        return {"epoch": asdict(self._epoch), "interval": asdict(self._before)} | {
+            "updates": self._updates
+        }
+
+    def partial_sums(self) -> Tensor:
+        """float32 [3] on the CPU: what this process alone has summed up in the interval."""
+        return torch.stack([self._loss, self._skipped, self._skipped_in_row]).cpu()
+
+    def load_state_dict(self, state: Mapping[str, Any], partial_sums: Sequence[Tensor]) -> None:
+        """Go on where another meter stood.
+
+        Args:
+            state: its `state_dict`.
+            partial_sums: of all processes then; as many as now, or their mean is shared out.
+        """
+        self._epoch, self._before = _Totals(**state["epoch"]), _Totals(**state["interval"])
+        self._updates = state["updates"]
+        processes = self._processes
+        if len(partial_sums) == processes.world_size:
+            own = partial_sums[processes.rank]
+        else:
+            own = torch.stack([*partial_sums]).mean(0)
+        for total, value in zip(
+            (self._loss, self._skipped, self._skipped_in_row), own, strict=True
+        ):
+            total.copy_(value)
+
+    def _read_times(self) -> None:
+        now_s = time.perf_counter()
+        self._before.add(_Totals(wait_s=self._wait_timer.read(), time_s=now_s - self._start_s))
+        self._start_s = now_s
 
 
 @dataclass

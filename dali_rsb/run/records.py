@@ -17,17 +17,20 @@ class RunInfo:
         config: the whole configuration, as plain values.
         updates_per_epoch: updates of each epoch.
         updates_done: where the run starts; above 0 it was resumed, and reports from there on again.
+        is_epoch_open: the last update of an epoch is done, its evaluation and row are not.
     """
 
     folder: Path
     config: Mapping[str, Any]
     updates_per_epoch: int
     updates_done: int
+    is_epoch_open: bool = False
 
     @property
     def first_epoch(self) -> int:
-        """The epoch in which the run starts, from 0."""
-        return self.updates_done // self.updates_per_epoch
+        """The first epoch that the run reports, from 0."""
+        epoch, update = divmod(self.updates_done, self.updates_per_epoch)
+        return epoch - 1 if self.is_epoch_open and update == 0 else epoch
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(Exception):  # noqa: N818 (an outcome, not an error)
-    """The run was asked to stop and has saved its state.
+    """The run was asked to stop, and what it did is saved, if it could be.
 
     Attributes:
         exit_code: the shell's for a process that the signal ended, 128 + its number.
@@ -24,21 +24,27 @@ class Stopped(Exception):  # noqa: N818 (an outcome, not an error)
 
 
 class StopRequest:
-    """The first signal that asked to stop, if one did."""
+    """The first signal that asked to stop, if one did.
 
-    signal: int | None = None
+    Args:
+        at_once: raise `Stopped` where the signal arrives, as there is nothing to save.
+    """
+
+    def __init__(self, at_once: bool = False) -> None:
+        self.signal: int | None = None
+        self._at_once = at_once
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Signal handler; the second signal interrupts at once."""
-        if self.signal is not None:
-            raise KeyboardInterrupt
+        if self._at_once or self.signal is not None:
+            raise Stopped(number)
         self.signal = number
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Note the signals instead of dying of them."""
-    request = StopRequest()
+def stop_requests(at_once: bool = False) -> Iterator[StopRequest]:
+    """Note the signals instead of dying of them; see `StopRequest`."""
+    request = StopRequest(at_once)
     previous = {number: signal.signal(number, request.note) for number in SIGNALS}
     try:
         yield request

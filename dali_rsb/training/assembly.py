@@ -35,7 +35,7 @@ from dali_rsb.system.cpus import threads_per_process
 from dali_rsb.training.datasets import open_datasets
 from dali_rsb.training.losses import create_loss
 from dali_rsb.training.messages import describe_run
-from dali_rsb.training.run_state import restore_run
+from dali_rsb.training.run_state import Progress, restore_run
 from dali_rsb.training.step import TrainStep
 from dali_rsb.training.trainer import Trainer, TrainerOptions
 from dali_rsb.tuning.settings import resolve_settings
@@ -84,10 +84,18 @@ def build_trainer(config: cfg.Config, processes: Processes, resume: Path | None 
         min_lr=plan.min_lr,
     )
     resolved_config = config.model_dump(mode="json")
-    best_top1 = 0.0
+    progress = Progress()
     if resume is not None:
         defaults = cfg.Config(name="defaults").model_dump(mode="json")
-        best_top1 = restore_run(resume, step, per_epoch, resolved_config, defaults)
+        progress = restore_run(
+            resume,
+            step,
+            per_epoch,
+            resolved_config,
+            defaults,
+            datasets.train,
+            processes,
+        )
     introduction = [
         describe_run(config.model.name, samples, evaluation.precision, processes),
         describe_backend(step.optimizer),
@@ -107,12 +115,15 @@ def build_trainer(config: cfg.Config, processes: Processes, resume: Path | None 
             eval_every=config.evaluation.every,
             log_every=config.run.log_every,
             checkpoint_every=config.run.checkpoint_every,
+            checkpoint_minutes=config.run.checkpoint_minutes,
+            keep_checkpoints=config.run.keep_checkpoints,
+            max_checkpoint_failures=config.run.max_checkpoint_failures,
             max_skipped_updates=config.run.max_skipped_steps,
             warm_up=config.run.warm_up,
         ),
         resolved_config,
         [line for line in introduction if line is not None],
-        best_top1,
+        progress,
     )
 
 
@@ -254,7 +265,9 @@ def train_loader(
 ) -> Loader:
     """The training loader; give `bad_images` where several loaders share them."""
     if bad_images is None:
-        bad_images = BadImages(samples.index, config.on_bad_image, config.max_bad_fraction)
+        bad_images = BadImages(
+            samples.index, config.on_bad_image, config.max_bad_fraction, config.max_pixels
+        )
     fill = fill_color(config.mean)
     return builders.train_loader(samples, settings, processes.device, bad_images, fill)
 
@@ -277,7 +290,7 @@ def eval_loader(
         EvalLayout(len(index), evaluation.batch_per_device, processes.world_size, processes.rank),
         EvalGeometry(evaluation.size, evaluation.crop_ratio),
     )
-    bad_images = BadImages(index, "raise")
+    bad_images = BadImages(index, "raise", max_pixels=data.max_pixels)
     loader = builders.eval_loader(samples, settings, device, bad_images, evaluation.interpolation)
     return samples, loader
 

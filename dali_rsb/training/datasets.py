@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from dali_rsb import config as cfg
-from dali_rsb.dataset import DatasetIndex, check_same_classes, open_index
+from dali_rsb.dataset import DatasetIndex, Reading, open_index
 from dali_rsb.dataset.digits import write_digits
+from dali_rsb.dataset.image_list import excluded_rows, read_names
+from dali_rsb.dataset.overlap import check_files_apart, check_paths_apart
 from dali_rsb.errors import UserError
 from dali_rsb.run.processes import Processes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,16 +32,26 @@ class Datasets:
 def open_datasets(data: cfg.Data, num_classes: int, processes: Processes) -> Datasets:
     """Open (or scan) the two folders, shards or lists; rank 0 scans while the others wait.
 
+    The validation images get the labels of the training classes, by name; classes without
+    validation images are named in the log.
+
     Raises:
-        UserError: a folder is missing, empty or not in ImageNet's layout, or the class counts and
-            model.num_classes disagree.
+        UserError: a folder is missing, empty or not in ImageNet's layout, validation has a class
+            that training lacks, they share files, or the class counts and model.num_classes
+            disagree.
     """
+    train_path, val_path = _folder(data, "train"), _folder(data, "val")
+    if not data.allow_overlap:
+        check_paths_apart(train_path, val_path)
+    reading = reading_of(data)
     with processes.first_goes_ahead():
-        train = open_index(_folder(data, "train"), data.index)
-        val = open_index(_folder(data, "val"), data.index)
-    check_same_classes(train, val)
+        train = open_index(train_path, data.index, reading=reading)
+        of_train = reading.joined_to(train.classes, f"the classes of {train.origin}")
+        val = open_index(val_path, data.index, reading=of_train)
+    if not data.allow_overlap:
+        check_files_apart(train, val)
     check_num_classes(train, num_classes)
-    return Datasets(train, val)
+    return Datasets(*_without_excluded(data, train, val))
 
 
 def open_training(data: cfg.Data) -> DatasetIndex:
@@ -42,18 +60,51 @@ def open_training(data: cfg.Data) -> DatasetIndex:
     Raises:
         UserError: the folder is missing, empty or not in ImageNet's layout.
     """
-    return open_index(_folder(data, "train"), data.index)
+    index = open_index(_folder(data, "train"), data.index, reading=reading_of(data))
+    return _without_excluded(data, index)[0]
 
 
-def open_validation(data: cfg.Data, num_classes: int) -> DatasetIndex:
-    """Open the validation folder alone.
+def open_validation(data: cfg.Data, classes: Sequence[str], whose: str) -> DatasetIndex:
+    """Open the validation folder alone, with the labels of other classes, joined by name.
+
+    Args:
+        classes: those of the model.
+        whose: see `Reading`.
 
     Raises:
         UserError: as `open_datasets`.
     """
-    index = open_index(_folder(data, "val"), data.index)
-    check_num_classes(index, num_classes)
-    return index
+    reading = replace(reading_of(data), classes=None).joined_to(classes, whose)
+    index = open_index(_folder(data, "val"), data.index, reading=reading)
+    return _without_excluded(data, index)[0]
+
+
+def reading_of(data: cfg.Data) -> Reading:
+    """How the datasets of a configuration are read.
+
+    Raises:
+        UserError: data.classes is no usable list of names.
+    """
+    return Reading.of(data.class_order, data.class_level, data.classes, data.label_key)
+
+
+def _without_excluded(data: cfg.Data, *indices: DatasetIndex) -> list[DatasetIndex]:
+    """The datasets without the images that data.exclude names."""
+    if data.exclude is None:
+        return list(indices)
+    names = read_names(data.exclude)
+    kept, num_found = [], 0
+    for index in indices:
+        rows, _ = excluded_rows(index, names)
+        num_found += len(rows)
+        left = np.setdiff1d(np.arange(len(index)), rows)
+        if not len(left):
+            raise UserError(f"data.exclude={data.exclude} leaves no image of {index.origin}")
+        kept.append(index.select(left) if len(rows) else index)
+        logger.info("data.exclude leaves %d images of %s out", len(rows), index.origin)
+    if len(indices) > 1 and num_found < len(set(names)):
+        logger.warning("data.exclude=%s names files that are in neither dataset", data.exclude)
+    return kept
 
 
 def check_num_classes(index: DatasetIndex, num_classes: int) -> None:

@@ -161,6 +161,22 @@ class TrainStep:
             "scaler": self.scaler.state_dict(),
         }
 
+    def norm_statistics(self) -> dict[str, dict[str, Tensor]]:
+        """The floating-point buffers, in which processes differ, by part of the state and name."""
+        return {
+            part: {name: b for name, b in module.named_buffers() if b.is_floating_point()}
+            for part, module in self._modules().items()
+        }
+
+    def load_norm_statistics(self, statistics: dict[str, dict[str, Tensor]]) -> None:
+        """Take over this process's `norm_statistics`; what is missing stays as it is."""
+        for part, own in self.norm_statistics().items():
+            for name, value in statistics.get(part, {}).items():
+                own[name].copy_(value)
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"model": self.model} | ({} if self.ema is None else {"ema": self.ema.module})
+
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
         """Take over a state; a new EMA starts from the weights where the state has none.
 

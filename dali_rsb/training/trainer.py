@@ -20,6 +20,7 @@ from dali_rsb.evaluation.validation import Validation
 from dali_rsb.loader.loader import Loader
 from dali_rsb.loader.warm_up import warm_up_evaluation, warm_up_training
 from dali_rsb.optim import CosineSchedule
+from dali_rsb.run.agreement import Agreement
 from dali_rsb.run.checkpointer import Checkpointer
 from dali_rsb.run.log import RunLog
 from dali_rsb.run.meter import Meter
@@ -28,7 +29,7 @@ from dali_rsb.run.records import EpochRow, RunInfo, UpdateRow
 from dali_rsb.run.signals import Stopped, stop_requests
 from dali_rsb.run.trackers import start_trackers
 from dali_rsb.training.messages import device_memory, diverged, stuck
-from dali_rsb.training.run_state import run_state
+from dali_rsb.training.run_state import Progress, run_state
 from dali_rsb.training.step import TrainStep
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,9 @@ class TrainerOptions:
         eval_every: epochs between evaluations; the last epoch always has one.
         log_every: updates between reports.
         checkpoint_every: updates between checkpoints within an epoch, or None.
+        checkpoint_minutes: minutes between checkpoints within an epoch, or None.
+        keep_checkpoints: how many of the last ones stay.
+        max_checkpoint_failures: in a row; more stop the run.
         max_skipped_updates: in a row, for inf or NaN in their gradients; more stop the run.
         warm_up: reach DALI's peak memory before the first update.
     """
@@ -53,6 +57,9 @@ class TrainerOptions:
     eval_every: int
     log_every: int
     checkpoint_every: int | None
+    checkpoint_minutes: float | None
+    keep_checkpoints: int
+    max_checkpoint_failures: int
     max_skipped_updates: int
     warm_up: bool
 
@@ -70,7 +77,7 @@ class Trainer:
         options: how long, and what happens when.
         config: the whole configuration as plain values, for checkpoints and trackers alone.
         introduction: lines that the log begins with.
-        best_top1: the best accuracy so far, in percent.
+        progress: where the run stands, beside its step.
     """
 
     def __init__(
@@ -84,7 +91,7 @@ class Trainer:
         options: TrainerOptions,
         config: Mapping[str, Any],
         introduction: Sequence[str] = (),
-        best_top1: float = 0.0,
+        progress: Progress | None = None,
     ) -> None:
         self.step = step
         self.samples = samples
@@ -95,7 +102,10 @@ class Trainer:
         self.introduction = introduction
         self._options = options
         self._config = config
-        self._best_top1 = best_top1
+        self._progress = progress or Progress()
+        self._best_top1 = self._progress.best_top1
+        # The last update of the epoch, or of the run, is done, its evaluation and row are not.
+        self._is_epoch_open = self._progress.is_epoch_open
         self._updates_per_epoch = samples.updates_per_epoch
         total_updates = options.num_epochs * self._updates_per_epoch
         self._last_update = min(total_updates, options.max_updates or total_updates)
@@ -112,44 +122,74 @@ class Trainer:
             Stopped: a signal asked to stop; the last checkpoint holds all that was done.
         """
         epoch, update = divmod(self.step.updates_done, self._updates_per_epoch)
-        self._checkpointer = Checkpointer(folder)
+        minutes = self._options.checkpoint_minutes
+        self._checkpointer = Checkpointer(
+            folder,
+            self._options.keep_checkpoints,
+            self._options.max_checkpoint_failures,
+            None if minutes is None else 60 * minutes,
+        )
         self._log = RunLog(folder)
         for line in self.introduction:
             logger.info(line)
         if self.step.updates_done:
             logger.info("resuming at epoch %d, update %d", epoch + 1, update + 1)
+            # The rate of the last update, which is in a checkpoint written before the next one.
+            self.schedule.step(self.step.updates_done - 1)
+        self._log.keep(self._progress.changes)
         self._trackers = start_trackers(self._run_info(folder))
         self._meter = Meter(self.processes, self.samples.layout.global_batch)
+        if self._progress.meter is not None:
+            self._meter.load_state_dict(self._progress.meter, self._progress.partial_sums)
+        self._agreement = Agreement(self.processes)
         # One stream for all epochs: the next one's first batches come during an evaluation.
         batches = self.loader.batches(self.samples.stream(epoch, self._options.num_epochs, update))
         self._batches = self._meter.timed(batches)
         try:
-            if self._options.warm_up and self.step.updates_done < self._last_update:
-                self._warm_up(epoch, update)
-            self._start_s, self._start_updates = time.perf_counter(), self.step.updates_done
             with stop_requests() as self._stop_request:
+                if self._options.warm_up and self.step.updates_done < self._last_update:
+                    self._warm_up(epoch, update)
+                self._start_s, self._start_updates = time.perf_counter(), self.step.updates_done
+                if self._is_epoch_open and self._is_at_an_end:
+                    self._finish_epoch()
+                self._is_epoch_open = False
                 while self.step.updates_done < self._last_update:
                     self._train_epoch()
-                    self._finish_epoch(is_last=self.step.updates_done == self._last_update)
+                    self._finish_epoch()
+            if not self._checkpointer.wait():
+                raise UserError(self._checkpointer.failure())
         finally:
+            self._checkpointer.close()
             self._trackers.close()
             self._log.close()
             batches.close()
             self.loader.close()
             self.validation.loader.close()
 
+    @property
+    def _is_at_an_end(self) -> bool:
+        """Of an epoch, or of the run."""
+        done = self.step.updates_done
+        return done % self._updates_per_epoch == 0 or done == self._last_update
+
     def _run_info(self, folder: Path | None) -> RunInfo | None:
         if folder is None:
             return None
-        return RunInfo(folder, self._config, self._updates_per_epoch, self.step.updates_done)
+        return RunInfo(
+            folder,
+            self._config,
+            self._updates_per_epoch,
+            self.step.updates_done,
+            self._is_epoch_open,
+        )
 
     def _warm_up(self, epoch: int, update: int) -> None:
         """Reach the pipelines' peak memory now, not hours into the run."""
         start_s = time.perf_counter()
         pixels = warm_up_training(
-            self.loader, self.samples, epoch, self._options.num_epochs, update
+            self.loader, self.samples, epoch, self._options.num_epochs, update, self._is_asked
         )
-        warm_up_evaluation(self.validation.loader, self.validation.samples)
+        warm_up_evaluation(self.validation.loader, self.validation.samples, self._is_asked)
         logger.info(
             "warm-up: the largest batches, up to %.1f megapixels, in %.1f s%s",
             pixels / 1e6,
@@ -164,17 +204,18 @@ class Trainer:
         last_update = min(per_epoch, self._last_update - epoch * per_epoch)
         self._log.start_epoch(epoch, options.num_epochs, first_update, last_update)
         self.step.model.train()
+        self._check_stop(now=True)
         self._meter.restart()
         for update in range(first_update + 1, last_update + 1):
             self.schedule.step(self.step.updates_done)
             self._meter.add(self.step.update(self._batches), self.step.skipped)
+            self._is_epoch_open = update == last_update
             self._log.advance()
             if update % options.log_every == 0 or update == last_update:
                 self._report(epoch, update)
-            if self._must_stop(update):
-                self._stop(epoch, update)
+            is_due_by_time = self._check_stop()
             is_due = options.checkpoint_every and update % options.checkpoint_every == 0
-            if is_due and update < last_update:
+            if (is_due or is_due_by_time) and update < last_update:
                 self._save()
 
     def _report(self, epoch: int, update: int) -> None:
@@ -207,9 +248,14 @@ class Trainer:
             peak = torch.cuda.max_memory_allocated(device)
             logger.info("PyTorch's peak %.1f GiB%s", peak / 2**30, device_memory(device))
 
-    def _finish_epoch(self, is_last: bool) -> None:
-        """Evaluate where it is time to, report the epoch, save."""
+    def _finish_epoch(self) -> None:
+        """Evaluate where it is time to, report the epoch, save: one transaction.
+
+        Until the last checkpoint is in its place, the one before stands: a run that goes on from
+        there evaluates again, drops the row and writes the same best checkpoint.
+        """
         epoch = math.ceil(self.step.updates_done / self._updates_per_epoch)
+        is_last = self.step.updates_done == self._last_update
         val, ema = None, None
         if is_last or epoch % self._options.eval_every == 0:
             val, ema = self._evaluate()
@@ -235,6 +281,9 @@ class Trainer:
         is_best = judged is not None and judged.top1 >= self._best_top1
         if judged is not None:
             self._best_top1 = max(self._best_top1, judged.top1)
+        self._is_epoch_open = False
+        if self.step.updates_done % self._updates_per_epoch == 0:
+            self._meter.restart_epoch()
         self._save(is_best)
 
     def _evaluate(self) -> tuple[Accuracy, Accuracy | None]:
@@ -242,39 +291,69 @@ class Trainer:
         models = [self.step.model]
         if self.step.ema is not None:
             models.append(self.step.ema.module)
+        self._check_stop(now=True)
         for model in models:
             self.processes.average_buffers(model)
-        results = self.validation.evaluate(models)
+        results = self.validation.evaluate(models, self._check_stop_only)
         return results[0], results[1] if self.step.ema is not None else None
 
     def _save(self, is_best: bool = False) -> None:
-        if not self.processes.is_first:
-            return
-        classes = self.samples.index.classes
+        """Save the run as it stands; all processes must call it."""
         state = run_state(
-            self.step, self._updates_per_epoch, self._best_top1, self._config, classes
+            self.step,
+            self._meter,
+            self._updates_per_epoch,
+            self._best_top1,
+            self._is_epoch_open,
+            self._config,
+            self.samples.index.classes,
+            self.processes,
         )
         self._checkpointer.save(state, is_best)
 
-    def _must_stop(self, update: int) -> bool:
-        """Has any process been asked to stop? Several processes ask each other when they log."""
-        is_asked = self._stop_request.signal is not None
-        if self.processes.world_size == 1:
-            return is_asked
-        if update % self._options.log_every:
-            return False
-        asked = torch.tensor(is_asked, dtype=torch.int32)
-        return bool(self.processes.sum(asked.to(self.processes.device)))
+    def _is_asked(self) -> bool:
+        """Has this process been asked to stop?"""
+        return self._stop_request.signal is not None
 
-    def _stop(self, epoch: int, update: int) -> None:
-        self._log.close_bar()
-        self._save()
-        logger.info(
-            "asked to stop: saved %s after epoch %d, update %d; --resume goes on from there",
-            self._checkpointer.last,
-            epoch + 1,
-            update,
+    def _check_stop(self, now: bool = False) -> bool:
+        """Save and stop if any process has been asked to; see `Agreement` for `now`.
+
+        Returns:
+            Whether it is time for a checkpoint, by the clock.
+
+        Raises:
+            UserError: too many checkpoints in a row could not be written.
+        """
+        checkpointer = self._checkpointer
+        is_asked, has_failed, is_due = self._agreement.any_of(
+            self._is_asked(), checkpointer.has_failed, checkpointer.is_due, now=now
         )
+        if has_failed:
+            raise UserError(checkpointer.failure())
+        if is_asked:
+            self._stop()
+        return is_due
+
+    def _check_stop_only(self) -> None:
+        self._check_stop()
+
+    def _stop(self) -> None:
+        """Save what was done, and stop."""
+        epoch, update = divmod(self.step.updates_done - 1, self._updates_per_epoch)
+        self._log.close_bar()
+        if not self.step.updates_done:
+            logger.info("asked to stop before the first update; there is nothing to save")
+            raise Stopped(self._stop_request.signal or signal.SIGTERM)
+        self._save()
+        if self._checkpointer.wait():
+            logger.info(
+                "asked to stop: saved %s after epoch %d, update %d; --resume goes on from there",
+                self._checkpointer.last,
+                epoch + 1,
+                update + 1,
+            )
+        else:
+            logger.warning("asked to stop, and could not save; --resume goes on from before")
         raise Stopped(self._stop_request.signal or signal.SIGTERM)
 
     @property

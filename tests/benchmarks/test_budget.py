@@ -6,7 +6,12 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import budget, published_rates
-from benchmarks.budget import AgainstAuthors, Amount, Hours, Rates
+from benchmarks.budget import AgainstAuthors, Amount, Hours
+from benchmarks.cards import card_named
+from benchmarks.estimates import Rates, estimated_rates, published_estimates
+from benchmarks.networks import network_of
+from benchmarks.roofline import floor_of
+from benchmarks.traffic import UpdateShape
 from dali_rsb.config import load_config
 from dali_rsb.errors import UserError
 
@@ -96,7 +101,7 @@ def test_published_rates_are_scaled_by_size_only_where_they_must_be():
     low, high = published_rates.PublishedRate("X", 1000, 224, "").range_at(160)
     assert high == pytest.approx(1960)
     assert low == pytest.approx(1748, rel=0.001)
-    rates = budget.estimated_rates("A100", config_of("a3"))
+    rates = published_estimates("A100", config_of("a3"))
     assert all(rate.is_estimate for rate in rates)
     assert [rate.train_img_per_s for rate in rates if "as published" in rate.source] == [3518]
 
@@ -115,13 +120,61 @@ def test_a_gpu_is_found_by_its_name(gpu):
 @pytest.mark.parametrize(
     ("name", "overrides", "gpu", "message"),
     [
-        ("a3", [], "abacus", "no published rate for --gpu abacus"),
-        ("a3", ["model.name=resnet18"], "H100", "not of resnet18"),
+        ("a3", [], "abacus", "nothing is known about resnet50 on --gpu abacus"),
+        ("a3", ["model.name=timm:resnet18"], "H100", "nothing is known about timm:resnet18"),
     ],
 )
-def test_what_nobody_has_published(name, overrides, gpu, message):
+def test_what_nobody_knows(name, overrides, gpu, message):
     with pytest.raises(UserError, match=message):
-        budget.estimated_rates(gpu, config_of(name, *overrides))
+        budget.main([str(ROOT / f"configs/{name}.yaml"), *overrides, "--gpu", gpu])
+
+
+def test_a_card_that_nobody_has_measured_has_shares_of_its_floor():
+    config = config_of("a3", "model.name=resnet18")
+    card = card_named("RTX 4090")
+    rates = estimated_rates("RTX 4090", config, card)
+    assert all(rate.is_estimate for rate in rates)
+    floors = [
+        floor_of(network_of("resnet18", 160), variant, UpdateShape(256, 8, has_ema=False), card)
+        for variant in ("eager", "compiled")
+    ]
+    expected = [share * floor.img_per_s for floor in floors for share in (0.55, 0.70)]
+    assert [rate.train_img_per_s for rate in rates] == pytest.approx(expected)
+    assert all(rate.eval_img_per_s > rate.train_img_per_s for rate in rates)
+
+
+def test_a_card_of_which_only_its_rates_are_given(capsys):
+    arguments = [str(ROOT / "configs/a3.yaml"), "--gpu", "abacus"]
+    budget.main([*arguments, "--bandwidth", "1000", "--tflops", "100"])
+    printed = capsys.readouterr().out
+    assert "abacus, eager: 0.55 of the roofline's floor" in printed
+    assert "; an estimate" in printed
+
+
+def test_cores_may_limit():
+    rates = Rates(20_000, 40_000, 0.0, "made up", is_estimate=True)
+    few, many = rates.limited_by_cores(8), rates.limited_by_cores(100)
+    assert few.train_img_per_s == few.eval_img_per_s == pytest.approx(8000 / 0.92)
+    assert "limited by the loader: 8 cores" in few.source
+    assert (many.train_img_per_s, many.eval_img_per_s) == (20_000, 40_000)
+    assert "limited" not in many.source
+
+
+def test_a3_on_four_v100(capsys):
+    """As its authors trained it, on a machine of 16 cores: the cards limit, not the decoding."""
+    arguments = [str(ROOT / "configs/a3.yaml"), "--gpu", "V100", "--gpus", "4", "--cores", "16"]
+    budget.main(arguments)
+    printed = capsys.readouterr().out
+    assert "0.55 of the roofline's floor" in printed
+    assert "16 cores decode 17391 img/s" in printed
+    assert "limited by the loader" not in printed
+    budget.main([*arguments[:-1], "4"])
+    assert "limited by the loader: 4 cores decode 4348 img/s" in capsys.readouterr().out
+
+
+def test_published_rates_of_a_variant_of_a_card_are_its_own():
+    assert {rate.gpu for rate in published_rates.rates_of("NVIDIA H100 PCIe")} == {"H100 PCIe"}
+    assert max(rate.img_per_s for rate in published_rates.rates_of("H200")) == 7950
 
 
 REPORT = {
@@ -167,6 +220,8 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
     [
         ([], "no rates"),
         (["--gpus", "0"], "--gpus"),
+        (["--cores", "8"], "goes with --gpu"),
+        (["--gpu", "V100", "--cores", "0"], "--cores must be at least 1"),
         (["--rates", "missing.json"], "cannot read"),
     ],
 )

@@ -160,10 +160,9 @@ def test_the_benchmark_counts_the_bytes_that_reach_the_decoder(folder, tiled):
 
 
 def test_a_store_can_be_pickled_and_selected_from(tiled):
-    store = open_index(tiled).store
-    rows = np.array([20, 3, 9])
+    index, rows = open_index(tiled), np.array([20, 3, 9])
+    store, sizes = index.store, (index.widths[rows], index.heights[rows])
     windows = Windows(*np.full((4, 3), 50))
-    sizes = (np.full(3, 240), np.full(3, 170))
     expected = store.window_images(rows, *sizes, windows)
     for other in (pickle.loads(pickle.dumps(store)).select(rows), store.select(rows)):
         found = other.window_images(np.arange(3), *sizes, windows)

@@ -41,8 +41,9 @@ def _decoded(jpeg):
 def _num_different(jpeg, tiled, tiles, size, windows):
     """Windows whose pixels are not those that Pillow and DALI decode of the original."""
     count = len(windows.top)
+    sizes = np.tile(np.array([size[1], size[0], 3], np.int32), (count, 1))
     results = (
-        decode_windows([np.frombuffer(jpeg, np.uint8)] * count, windows),
+        decode_windows([np.frombuffer(jpeg, np.uint8)] * count, sizes, windows),
         cut_out([_decoded(jpeg)] * count, windows),
         *decoded_of_tiles(tiled, tiles, size, windows),
     )

@@ -7,7 +7,7 @@ import yaml
 
 from dali_rsb.errors import UserError
 from dali_rsb.run.checkpoint import load_checkpoint
-from dali_rsb.run.checkpointer import Checkpointer, checkpoint_to_evaluate, last_checkpoint
+from dali_rsb.run.checkpointer import Checkpointer, checkpoint_to_evaluate
 from dali_rsb.run.folder import RunFolders
 
 
@@ -18,8 +18,9 @@ def empty(tmp_path, monkeypatch):
 
 
 def _run(folder, updates_done=1):
-    Checkpointer(folder).save({"updates_done": updates_done})
-    return last_checkpoint(folder)
+    checkpointer = Checkpointer(folder)
+    checkpointer.save({"updates_done": updates_done})
+    return checkpointer.last
 
 
 def test_the_best_checkpoint_stays_when_a_worse_one_follows(tmp_path):
@@ -29,7 +30,8 @@ def test_the_best_checkpoint_stays_when_a_worse_one_follows(tmp_path):
     checkpointer.save({"updates_done": 2})
     assert load_checkpoint(checkpointer.last)["updates_done"] == 2
     assert load_checkpoint(checkpoint_to_evaluate(tmp_path))["updates_done"] == 1
-    assert len(list(tmp_path.iterdir())) == 2
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best.pt", "last-1.pt", "last.pt"]
 
 
 def test_other_ranks_write_nothing(tmp_path):
@@ -52,6 +54,7 @@ def test_runs_are_numbered_and_the_newest_with_a_checkpoint_is_resumed():
     assert folders.find_resume("runs/a3") == checkpoints[0]
     assert folders.open(checkpoints[0], {"name": "again"}) == opened[0]
     assert yaml.safe_load((opened[0] / "config.yaml").read_text()) == {"name": "again"}
+    assert yaml.safe_load((opened[0] / "config-1.yaml").read_text()) == {"name": "a3"}
 
 
 def test_a_chosen_folder_is_resumed_and_never_overwritten():

@@ -113,6 +113,7 @@ def _decode(device_id: int | None) -> list[int]:
         pipeline.build()
         (images,) = pipeline.run(
             path=[np.frombuffer(str(path).encode(), np.uint8)],
+            size=[np.array([48, 64, 3], np.int32)],
             start=[np.zeros(2, np.float32)],
             end=[np.array([48, 64], np.float32)],
         )

@@ -33,7 +33,7 @@ from dali_rsb.loader.loader import Loader
 from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.system.cpus import threads_per_process
 from pipelines.decoding import decode, read_images
-from pipelines.inputs import external_inputs, image_input
+from pipelines.inputs import external_inputs, image_input, size_input
 from pipelines.randaugment import rand_augment, randaugment_inputs
 from pipelines.types import HW_DECODER_LOAD, INTERPOLATIONS, DecodeMode, ImageSource
 
@@ -58,8 +58,8 @@ PREFETCH = 2
 
 @pipeline_def
 def _decode_graph(device: str, source: ImageSource) -> DataNode:
-    inputs = external_inputs((image_input(source),))
-    return decode(read_images(inputs), device, HW_DECODER_LOAD)
+    inputs = external_inputs((image_input(source), size_input()))
+    return decode(read_images(inputs), inputs["size"], device, HW_DECODER_LOAD)
 
 
 @pipeline_def(enable_conditionals=True)
@@ -287,8 +287,7 @@ class Comparison:
             **self._options,
         )
         try:
-            array = self._bad_images.conversions.image_array(image)
-            (output,) = self._decoder.run(**{self._index.image_source: [array]})
+            (output,) = self._decoder.run(**self._bad_images.conversions.image_inputs(image))
         except RuntimeError as error:
             self._decoder = None  # DALI drops a pipeline that failed
             # Raises unless Pillow converts it.

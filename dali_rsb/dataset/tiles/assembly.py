@@ -33,6 +33,7 @@ class Cut:
         rows: int64 [C], rows of the batch.
         origins: int64 [B, 2] as (y, x), pixel of the image at which the small one begins; 0 of
             whole ones.
+        sizes: int32 [B, 3], height, width and channels of what is decoded, small or whole.
         runs_per_image: int64 [C], how many runs of bytes each small JPEG is copied from.
         run_starts, run_ends: int64 [runs], the runs in their image; each begins with a head.
         run_targets: int64 [runs], where they go in the buffer of all small JPEGs.
@@ -43,6 +44,7 @@ class Cut:
 
     rows: _Ints
     origins: _Ints
+    sizes: npt.NDArray[np.int32]
     runs_per_image: _Ints
     run_starts: _Ints
     run_ends: _Ints
@@ -108,7 +110,10 @@ def cut(
     across, down = across.take(rows), down.take(rows)
     origins = np.zeros((len(widths), 2), np.int64)
     origins[rows, 0], origins[rows, 1] = down.first_px, across.first_px
-    return Cut(rows, origins, *_pieces(tiles, images[rows].astype(np.int64), across, down))
+    sizes = np.stack([heights, widths, np.full(len(widths), 3)], axis=1).astype(np.int32)
+    sizes[rows, 0] = down.end_px - down.first_px
+    sizes[rows, 1] = across.end_px - across.first_px
+    return Cut(rows, origins, sizes, *_pieces(tiles, images[rows].astype(np.int64), across, down))
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,7 +49,8 @@ class TiledStore(ShardStore):
             images.append(shard.data[start:end].data)
         arrays: list[npt.NDArray[np.uint8]] = [*found.assemble(images), *whole]
         places = np.argsort(np.concatenate([found.rows, np.flatnonzero(~is_cut)]))
-        return WindowImages([arrays[place] for place in places.tolist()], found.origins)
+        arrays = [arrays[place] for place in places.tolist()]
+        return WindowImages(arrays, found.origins, found.sizes)
 
     def select(self, rows: Rows) -> Self:
         return replace(super().select(rows), tiles=self.tiles.take(rows))

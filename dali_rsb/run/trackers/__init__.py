@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
+from dali_rsb.errors import UserError
 from dali_rsb.run.records import EpochRow, RunInfo, UpdateRow
 from dali_rsb.run.trackers.csv_file import CsvFile
 from dali_rsb.run.trackers.jsonl_file import JsonlFile
+
+logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
@@ -28,24 +33,47 @@ TRACKERS: tuple[Callable[[RunInfo], Tracker], ...] = (CsvFile, JsonlFile)
 
 
 class Trackers:
-    """All trackers of a run as one."""
+    """All trackers of a run as one. A disk that is full or read-only is a warning, not the end."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = trackers
+        self._failing: set[Tracker] = set()
 
     def log_update(self, row: UpdateRow) -> None:
         for tracker in self._trackers:
-            tracker.log_update(row)
+            self._try(tracker, partial(tracker.log_update, row))
 
     def log_epoch(self, row: EpochRow) -> None:
         for tracker in self._trackers:
-            tracker.log_epoch(row)
+            self._try(tracker, partial(tracker.log_epoch, row))
 
     def close(self) -> None:
         for tracker in self._trackers:
-            tracker.close()
+            self._try(tracker, tracker.close)
+
+    def _try(self, tracker: Tracker, call: Callable[[], None]) -> None:
+        """Make a call; a tracker that fails again and again is named once."""
+        try:
+            call()
+        except OSError as error:
+            if tracker not in self._failing:
+                logger.warning(
+                    "%s cannot write (%s); training goes on", type(tracker).__name__, error
+                )
+            self._failing.add(tracker)
+        else:
+            self._failing.discard(tracker)
 
 
 def start_trackers(run: RunInfo | None) -> Trackers:
-    """Start every tracker; none where `run` is None, as on other ranks than the first."""
-    return Trackers([] if run is None else [start(run) for start in TRACKERS])
+    """Start every tracker; none where `run` is None, as on other ranks than the first.
+
+    Raises:
+        UserError: the run folder cannot be written.
+    """
+    try:
+        return Trackers([] if run is None else [start(run) for start in TRACKERS])
+    except OSError as error:
+        raise UserError(
+            f"the run folder cannot be written ({error}); make room, or set run.dir to another"
+        ) from error

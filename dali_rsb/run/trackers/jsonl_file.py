@@ -6,6 +6,7 @@ import json
 import math
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from dali_rsb.run.records import EpochRow, RunInfo, UpdateRow
@@ -16,6 +17,7 @@ class JsonlFile:
 
     def __init__(self, run: RunInfo) -> None:
         self._path = run.folder / "metrics.jsonl"
+        _end_last_line(self._path)
 
     def log_update(self, row: UpdateRow) -> None:
         values = asdict(row)
@@ -33,6 +35,15 @@ class JsonlFile:
         line = {"kind": kind, **values, "unix_time_s": round(time.time(), 3)}
         with self._path.open("a") as file:
             file.write(json.dumps({key: _json_value(value) for key, value in line.items()}) + "\n")
+
+
+def _end_last_line(path: Path) -> None:
+    """Cut off the half line that a killed run left, lest the next one joins it."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
 
 
 def _json_value(value: Any) -> Any:

@@ -1,0 +1,130 @@
+"""`dali-rsb verify`: what is wrong with a dataset is found, listed, and gone with the list."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dali_rsb import DaliLoader, verify
+from dali_rsb.checks.dataset.findings import find_duplicates
+from dali_rsb.checks.dataset.scan import scan
+from dali_rsb.dataset import open_index
+from dali_rsb.dataset.packing import PackOptions, pack
+from dali_rsb.errors import UserError
+
+
+def encode(seed, kind="JPEG"):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 48, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of three images, all different; gives the folder and what adds an image."""
+    root = tmp_path / "train"
+
+    def add(name, data):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+
+    for number in range(6):
+        add(f"{'ab'[number % 2]}/{number}.jpg", encode(number))
+    return root, add
+
+
+def run(capsys, monkeypatch, *arguments):
+    """Exit code and output of the command."""
+    monkeypatch.setattr("sys.argv", ["verify", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        verify.main()
+    return caught.value.code, capsys.readouterr().out
+
+
+def test_a_sound_dataset(folder, tmp_path, capsys, monkeypatch):
+    root, add = folder
+    add("a/x.gif", encode(9, "GIF"))
+    add("a/note.txt", b"")
+    add("b/copy.jpg", encode(1))
+    code, text = run(capsys, monkeypatch, root, "--output", tmp_path / "x.txt")
+    assert code == 0
+    assert "8 of 9 entries; 1 left out (1 .txt)" in text
+    assert "7 by DALI, 1 by Pillow; 0 by neither" in text
+    assert "2, of 4 (a) to 4 images (a)" in text
+    assert "48x40 smallest" in text
+    assert "note: 1 images are copies of others of their class" in text
+    assert "nothing is wrong" in text
+    assert not (tmp_path / "x.txt").exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "pack"])
+def test_what_is_wrong_is_gone_with_the_list(folder, tmp_path, capsys, monkeypatch, kind):
+    root, add = folder
+    add("a/cut.png", encode(7, "PNG")[:200])
+    add("b/same as 0.jpg", encode(0))
+    data = root
+    if kind == "pack":
+        data = tmp_path / "pack"
+        pack(open_index(root), data, PackOptions())
+    output = tmp_path / "exclude.txt"
+    code, text = run(capsys, monkeypatch, data, "--output", output)
+    assert code == 1
+    assert "problem: 1 images of" in text
+    assert "cut.png (a)" in text
+    assert "problem: 1 images stand under several classes" in text
+    assert "0.jpg (a) = " in text
+    assert "same as 0.jpg (b)" in text
+    assert "3 images are listed in" in text
+
+    code, text = run(capsys, monkeypatch, data, "--exclude", output)
+    assert code == 0, text
+    assert "3 by --exclude" in text
+    assert len(DaliLoader(data, 1, device="cpu", num_threads=1, exclude=output).dataset) == 5
+
+
+def test_images_of_both_sets(folder, tmp_path, capsys, monkeypatch):
+    root, _ = folder
+    val = tmp_path / "val" / "b"
+    val.mkdir(parents=True)
+    (val / "new.jpg").write_bytes(encode(20))
+    (val / "known.jpg").write_bytes(encode(1))
+    output = tmp_path / "exclude.txt"
+    code, text = run(capsys, monkeypatch, root, val.parent, "--output", output)
+    assert code == 1
+    assert f"{root}/b/1.jpg (b) = {val}/known.jpg (b)" in text
+    assert output.read_text() == f"{root}/b/1.jpg\n"
+    code, _ = run(capsys, monkeypatch, root, val.parent, "--exclude", output)
+    assert code == 0
+
+
+def test_images_that_were_left_out_are_wrong_too(folder, capsys, monkeypatch, tmp_path):
+    root, add = folder
+    add("a/page.jpg", b"<html>")
+    add("b/\udcff\n.jpg", b"<html>")
+    code, text = run(capsys, monkeypatch, root, "--output", tmp_path / "x.txt")
+    assert code == 1
+    assert "problem: 2 cannot be read of" in text
+    text.encode()  # whatever names are made of
+
+
+def test_a_scan_is_the_same_for_any_number_of_threads(folder):
+    root, add = folder
+    add("a/cut.jpg", encode(7)[:40] + b"\0" * 2000)
+    index = open_index(root)
+    scans = [scan(index, num_workers, progress=False) for num_workers in (1, 3)]
+    assert scans[0].outcomes == scans[1].outcomes
+    assert scans[0].digests == scans[1].digests
+    assert find_duplicates(scans[:1]).across_classes == []
+
+
+def test_three_datasets_are_refused(monkeypatch, folder):
+    monkeypatch.setattr("sys.argv", ["verify", *[str(folder[0])] * 3])
+    with pytest.raises(UserError, match="one or two datasets"):
+        verify.main()
