@@ -24,6 +24,7 @@ from dali_rsb.dataset.reading import add_reading_arguments, reading_of_arguments
 from dali_rsb.draws.randaugment import OPERATIONS
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.run.console import console_messages
+from dali_rsb.system.names import printable
 
 logger = logging.getLogger("dali_rsb.parity")  # not __name__, which is __main__ here
 
@@ -47,7 +48,9 @@ def _is_decodable(index: DatasetIndex, image: int) -> bool:
         with index.open(image) as file:
             Image.open(file).convert("RGB")
     except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
-        logger.warning("%s is left out, Pillow cannot decode it: %s", index.name(image), error)
+        logger.warning(
+            "%s is left out, Pillow cannot decode it: %s", printable(index.name(image)), error
+        )
         return False
     return True
 

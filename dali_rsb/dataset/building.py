@@ -19,6 +19,7 @@ from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.dataset.list_file import common_root
 from dali_rsb.dataset.store import ImageStore, Keys, Stamp
 from dali_rsb.errors import UserError
+from dali_rsb.system.names import printable
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def read_index(
     if not len(readable):
         raise UserError(
             f"none of the {len(store)} image files in {store.origin} can be read, the first is "
-            f"{os.fsdecode(store.keys[0])}: restore the files"
+            f"{printable(os.fsdecode(store.keys[0]))}: restore the files"
         )
     stamps = headers[readable, 3:]
     index = DatasetIndex(
@@ -163,7 +164,7 @@ def warn_of_unreadable(root: Path, unreadable: list[str], listed_in: Path | None
             "%d image files in %s cannot be read and are left out: %s%s%s",
             len(unreadable),
             root,
-            ", ".join(unreadable[:3]),
+            ", ".join(map(printable, unreadable[:3])),
             ", ..." if len(unreadable) > 3 else "",
             f"; all are listed in {listed_in}" if listed_in else "",
         )

@@ -16,14 +16,17 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from dali_rsb.dataset.plain_forms import is_plain
 
 
 class ImageFormat(IntEnum):
     """Format of an image file by its content, whatever its name says. Values are stored on disk.
 
-    OTHER is none of the formats before it, or one of them in a form that DALI does not decode as
-    Pillow does, such as a PNG of 16 bits, or a JPEG with garbage between its segments.
+    OTHER is none of the formats before it, or one of them in a form that is not on the white list
+    of those that DALI decodes as Pillow does, such as a PNG of 16 bits (see `plain_forms`), or a
+    JPEG with garbage between its segments.
     """
 
     JPEG = 0
@@ -38,8 +41,6 @@ class ImageFormat(IntEnum):
 
 
 _PILLOW_FORMATS = {
-    "JPEG": ImageFormat.JPEG,
-    "MPO": ImageFormat.JPEG,  # several JPEG images in one file; a decoder takes the first
     "PNG": ImageFormat.PNG,
     "WEBP": ImageFormat.WEBP,
     "BMP": ImageFormat.BMP,
@@ -56,9 +57,6 @@ _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 
 # Length of a segment and, of a frame, precision, height, width and number of components.
 _SEGMENT = struct.Struct(">HBHHB")
-
-# Raw modes of Pillow's for a BMP without a palette, of whole bytes.
-_BMP_MODES = ("BGR", "BGRX", "BGRA")
 
 _CUT_SHORT = (0, 0)
 NO_STAMP = (-1, -1)  # of a file that is missing
@@ -146,6 +144,9 @@ def _jpeg_size(read: Callable[[int, int], bytes]) -> tuple[int, int] | None:
             length, precision, height, width, components = _SEGMENT.unpack_from(buffer, at + 2)
             if marker == _START_OF_SCAN:
                 end = at + 2 + length
+                # Coded data follow: of a scan without any DALI makes pixels, Pillow refuses it.
+                if buffer[end : end + 1] == b"\xff" and buffer[end + 1 : end + 2] != b"\0":
+                    return None
                 is_complete = end <= len(buffer) or len(read(length, position + 2)) == length
                 return size if is_complete else _CUT_SHORT
             if marker in _START_OF_FRAME:
@@ -159,14 +160,11 @@ def _jpeg_size(read: Callable[[int, int], bytes]) -> tuple[int, int] | None:
 
 
 def _read_with_pillow(file: BinaryIO) -> tuple[int, int, ImageFormat]:
-    # All plugins at once: while one thread is about to load the rare ones, Pillow tells another
-    # that their formats cannot be identified.
-    Image.init()
     try:
         with open_with_pillow(file) as image:
             width, height = image.size
             image_format = _PILLOW_FORMATS.get(image.format or "", ImageFormat.OTHER)
-            if _needs_pillow(image, image_format):
+            if image_format != ImageFormat.GIF and not is_plain(image):
                 image_format = ImageFormat.OTHER
     except Exception:  # Pillow's plugins raise nearly every type on damaged files
         return 0, 0, ImageFormat.UNREADABLE
@@ -181,6 +179,9 @@ def open_with_pillow(file: BinaryIO) -> ImageFile.ImageFile:
     Raises:
         Exception: of nearly every type; no plugin can read the header.
     """
+    # All plugins at once: while one thread is about to load the rare ones, Pillow tells another
+    # that their formats cannot be identified.
+    Image.init()
     prefix = file.read(16)
     for name in Image.ID:
         plugin, accepts = Image.OPEN[name]
@@ -193,24 +194,3 @@ def open_with_pillow(file: BinaryIO) -> ImageFile.ImageFile:
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue  # as Image.open does: another plugin may read it
     raise UnidentifiedImageError("no plugin of Pillow's reads the header")
-
-
-def _needs_pillow(image: ImageFile.ImageFile, image_format: ImageFormat) -> bool:
-    """Whether DALI 2.4 decodes such a file to other pixels than Pillow 13, or not at all.
-
-    tests/loader/test_odd_inputs.py holds what was measured. CMYK JPEG are equal only where an Adobe
-    marker tells that they are inverted, and GPU decoders treat them in their own ways.
-    """
-    layout = str(image.tile[:1])  # decoder and raw mode, such as "RGB;16B"
-    if ";16" in layout or ";15" in layout:
-        return True
-    if image_format == ImageFormat.JPEG:
-        return True  # or `_jpeg_size` would have read it
-    if image_format == ImageFormat.BMP:
-        return not any(f"'{mode}'" in layout for mode in _BMP_MODES)
-    if image_format == ImageFormat.TIFF:
-        rotated = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return rotated or image.mode not in ("L", "RGB")
-    if image_format == ImageFormat.PNM:
-        return "'raw'" not in layout  # plain text, or other than 255 levels
-    return False

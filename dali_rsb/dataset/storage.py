@@ -26,7 +26,7 @@ from dali_rsb.errors import UserError
 from dali_rsb.system.atomic import atomic_directory
 from dali_rsb.system.files import MissingFileError, UnreadableFileError, read_json
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 USER_CACHE = Path("~/.cache/dali_rsb")
 
 SUFFIX = ".dali_rsb_index"

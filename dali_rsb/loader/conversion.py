@@ -13,18 +13,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageFile, __version__
 
 from dali_rsb.dataset import DatasetIndex
 from dali_rsb.dataset.image_header import ImageFormat, open_with_pillow
 from dali_rsb.dataset.storage import USER_CACHE
 from dali_rsb.errors import UserError
 from dali_rsb.system.atomic import atomic_file
+from dali_rsb.system.names import printable
 
 logger = logging.getLogger(__name__)
 
 # GIF is not decoded by DALI. By `ImageFormat`, as a table to index.
 _NEEDS_PILLOW = np.isin(np.arange(256), [ImageFormat.GIF, ImageFormat.OTHER])
+
+_VERSION = 1  # of the copies' pixels: raise it when `_convert` makes others of the same file
 
 _NUM_THREADS = 8  # Pillow releases the interpreter lock while it decodes
 
@@ -33,10 +36,11 @@ class Conversions:
     """Keeps the converted copies of one dataset's images.
 
     A copy is a PPM file: DALI decodes it exactly, in half the time of a JPEG of that size and a
-    tenth of the time of a PNG. It is made when an image is first used, named after the name, time
-    and size of the original (or of its shard), and kept for later runs in `converted` inside the
-    stored index, or in `~/.cache/dali_rsb/converted` if the index is not stored, or not writable.
-    Any number of processes may convert the same image at once.
+    tenth of the time of a PNG. It is made when an image is first used, named after all that decides
+    its pixels (name, time and size of the original or of its shard, Pillow's version, whether
+    Pillow may decode truncated files), and kept for later runs in `converted` inside the stored
+    index, or in `~/.cache/dali_rsb/converted` if the index is not stored, or not writable. Any
+    number of processes may convert the same image at once.
     """
 
     def __init__(self, index: DatasetIndex) -> None:
@@ -104,7 +108,7 @@ class Conversions:
             return False
         logger.info(
             "%s is decoded by Pillow, as DALI rejects it; copy in %s",
-            self._index.name(image),
+            printable(self._index.name(image)),
             self._folder,
         )
         return True
@@ -127,7 +131,7 @@ class Conversions:
             len(odd),
             len(self._index),
             self._index.origin,
-            ", ".join(self._index.store.name(i) for i in odd[:3].tolist()),
+            ", ".join(printable(self._index.store.name(i)) for i in odd[:3].tolist()),
             ", ..." if len(odd) > 3 else "",
             self._folder,
         )
@@ -136,8 +140,7 @@ class Conversions:
     def _convert(self, image: int) -> bool:
         """Make the copy of one image unless there is one; False if Pillow cannot decode it."""
         try:
-            digest = hashlib.sha256(os.fsencode(self._index.stamp(image))).hexdigest()
-            copy = self._folder / f"{digest[:32]}.ppm"
+            copy = self._folder / f"{self._key(image)}.ppm"
             pixels = None
             if not copy.exists():
                 with self._index.open(image) as file:
@@ -151,6 +154,21 @@ class Conversions:
             _write(copy, pixels)
         self._copies[image] = copy
         return True
+
+    def _key(self, image: int) -> str:
+        """Names the copy of an image by all that decides its pixels.
+
+        Raises:
+            FileNotFoundError: the file is gone.
+        """
+        # The limit of pixels is not among it: what is beyond is refused before it comes here.
+        facts = (
+            self._index.stamp(image),
+            f"conversion {_VERSION}",
+            f"Pillow {__version__}",
+            f"truncated files allowed: {bool(ImageFile.LOAD_TRUNCATED_IMAGES)}",
+        )
+        return hashlib.sha256(os.fsencode("\n".join(facts))).hexdigest()[:32]
 
     @property
     def _folder(self) -> Path:

@@ -29,7 +29,7 @@ class RunLog:
         self._bar: tqdm[Any] | None = None
         self._file: logging.FileHandler | None = None
         if folder is not None:
-            self._file = _LogFile(folder / "train.log")
+            self._file = _LogFile(folder / "train.log", encoding="utf-8", errors="backslashreplace")
             self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
             logger.setLevel(logging.INFO)
             logger.addHandler(self._file)

@@ -19,6 +19,7 @@ from dali_rsb.dataset.packing.note import read_pack
 from dali_rsb.dataset.windows import Windows
 from dali_rsb.errors import UserError
 from dali_rsb.system.cpus import available_cpus
+from dali_rsb.system.names import printable
 
 _CHUNK = 256  # images that wait for a thread
 
@@ -59,7 +60,7 @@ def verify_pixels(source: DatasetIndex, target: Path, progress: bool = True) -> 
             different += [row for row, is_same in zip(rows, same, strict=True) if not is_same]
             bar.update(len(rows))
     if different:
-        names = ", ".join(packed.name(row) for row in different[:2])
+        names = ", ".join(printable(packed.name(row)) for row in different[:2])
         more = ", ..." if len(different) > 2 else ""
         raise UserError(
             f"{len(different)} of {len(source)} images have other pixels than their originals: "

@@ -19,6 +19,7 @@ from dali_rsb.dataset.packing.options import DEFAULT_QUALITY, PackOptions
 from dali_rsb.dataset.tiles.layout import CannotTileError, TileLayout
 from dali_rsb.dataset.tiles.transcoding import transcode
 from dali_rsb.errors import UserError
+from dali_rsb.system.names import printable
 
 _READ_AHEAD = 4  # images in flight for each thread
 
@@ -88,8 +89,8 @@ def _encoded(index: DatasetIndex, row: int, options: PackOptions) -> Sample:
             data = file.read()
     except OSError as error:
         raise UserError(
-            f"cannot read {index.name(row)} ({error.strerror}): restore it and give the same "
-            "command again, it goes on with the shards that are missing"
+            f"cannot read {printable(index.name(row))} ({error.strerror}): restore it and give the "
+            "same command again, it goes on with the shards that are missing"
         ) from error
     width, height = int(index.widths[row]), int(index.heights[row])
     sample = Sample(row, data, width, height, int(index.formats[row]), len(data))
