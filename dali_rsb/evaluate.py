@@ -30,10 +30,10 @@ def main() -> None:
     state = load_checkpoint(path)
     config = override_config(state["config"], arguments.overrides)
     with (
-        processes(config.run.device) as this_process,
+        processes(config.run.device, config.run.timeout) as this_process,
         console_messages(this_process.is_first),
     ):
-        with this_process.first_goes_ahead():
+        with this_process.first_goes_ahead("indexing the images"):
             index = open_validation(config.data, config.model.num_classes)
         evaluation = validation(config, index, this_process)
         models: dict[str, nn.Module] = {}

@@ -29,10 +29,12 @@ def main() -> None:
     config, arguments = parser.read()
     folders = RunFolders(config.name, config.run.dir)
     with (
-        processes(config.run.device) as this_process,
+        processes(config.run.device, config.run.timeout) as this_process,
         console_messages(this_process.is_first),
     ):
-        resume = this_process.from_first(folders.find_resume(arguments.resume))
+        # Rank 0 alone looks: nodes may see a shared folder at different times.
+        found = folders.find_resume(arguments.resume) if this_process.is_first else None
+        resume = this_process.from_first(found)
         trainer = build_trainer(config, this_process, resume)
         resolved = config.model_dump(mode="json")
         folder = folders.open(resume, resolved) if this_process.is_first else None

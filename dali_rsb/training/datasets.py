@@ -28,7 +28,7 @@ def open_datasets(data: cfg.Data, num_classes: int, processes: Processes) -> Dat
         UserError: a folder is missing, empty or not in ImageNet's layout, or the class counts and
             model.num_classes disagree.
     """
-    with processes.first_goes_ahead():
+    with processes.first_goes_ahead("indexing the images"):
         train = open_index(_folder(data, "train"), data.index)
         val = open_index(_folder(data, "val"), data.index)
     check_same_classes(train, val)
