@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 
-OTHER_RANKS_WAIT_S = 3.0
+# The launcher ends a process within this time, if rank 0 has ended for the same mistake.
+OTHER_RANKS_WAIT_S = 15.0
 
 
 class UserError(Exception):

@@ -14,6 +14,7 @@ from dali_rsb.run.folder import RunFolders
 from dali_rsb.run.processes import processes
 from dali_rsb.run.signals import Stopped
 from dali_rsb.training.assembly import build_trainer
+from dali_rsb.training.plan import describe_plan
 
 
 def main() -> None:
@@ -26,7 +27,21 @@ def main() -> None:
         help="go on from a checkpoint or run folder; without PATH from this config's newest run; "
         "'auto': go on if there is something to go on from, else start",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print batches, memory and hours, and end; needs no GPU and trains nothing",
+    )
+    parser.add_argument(
+        "--world-size", type=int, default=1, metavar="N", help="--dry-run: of so many processes"
+    )
+    parser.add_argument(
+        "--img-per-s", type=float, metavar="RATE", help="--dry-run: a device's speed, if measured"
+    )
     config, arguments = parser.read()
+    if arguments.dry_run:
+        print(describe_plan(config, arguments.world_size, arguments.img_per_s))
+        return
     folders = RunFolders(config.name, config.run.dir)
     with (
         processes(config.run.device, config.run.timeout) as this_process,

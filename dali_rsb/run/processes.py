@@ -150,7 +150,7 @@ def processes(device: str, timeout_s: float = 600) -> Iterator[Processes]:
         dist.destroy_process_group()
         watch.leave()
         raise
-    except BaseException as error:  # noqa: BLE001 -- whatever it is, it ends all processes
+    except BaseException as error:
         watch.fail(error)
     dist.destroy_process_group()
     watch.leave()

@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NoReturn
@@ -201,12 +201,9 @@ class Watch:
             since_s = self._terminated_s
             if since_s and time.monotonic() - since_s > TERMINATE_S:
                 _exit(128 + signal.SIGTERM)
-        if self._ending.locked():
-            return
-        try:
-            self._thread_store.set(_key(self._rank), _message(-1, self._step, 0, "left"))
-        except RuntimeError:
-            pass  # the others have gone before
+        if not self._ending.locked():
+            with suppress(RuntimeError):  # the others, and the store, may have gone before
+                self._thread_store.set(_key(self._rank), _message(-1, self._step, 0, "its end"))
 
     def _beat(self, beat: int) -> None:
         own = self._own

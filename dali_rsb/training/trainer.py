@@ -265,6 +265,10 @@ class Trainer:
         return results[0], results[1] if self.step.ema is not None else None
 
     def _save(self, is_best: bool = False) -> None:
+        """Save, on rank 0; all ranks go on with the merged norm statistics that are saved."""
+        self.processes.average_buffers(self.step.model)
+        if self.step.ema is not None:
+            self.processes.average_buffers(self.step.ema.module)
         if not self.processes.is_first:
             return
         classes = self.samples.index.classes

@@ -1,7 +1,7 @@
 """Two ranks against plain PyTorch in one process; faults of distributed training change the result.
 
 A small net with batch norm and dropout makes three updates of two micro-batches on each of two
-ranks, by `TrainStep`. The oracle plays both ranks one after the other, with autograd and SGD by hand.
+ranks, by `TrainStep`. The oracle plays both ranks one after the other: autograd, SGD by hand.
 """
 
 import os
