@@ -123,9 +123,11 @@ def processes(device: str, timeout_s: float = 600) -> Iterator[Processes]:
     timeout = timedelta(seconds=timeout_s)
     main_store, _, _ = next(rendezvous("env://", timeout=timeout))
     thread_store, _, _ = next(rendezvous("env://", timeout=timeout))
+    # A launcher keeps its store over restarts: what an earlier attempt left there is not ours.
+    attempt = f"dali_rsb/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{world_size}"
     watch = Watch(
-        dist.PrefixStore("dali_rsb", main_store),
-        dist.PrefixStore("dali_rsb", thread_store),
+        dist.PrefixStore(attempt, main_store),
+        dist.PrefixStore(attempt, thread_store),
         rank,
         world_size,
         timeout_s,
@@ -138,7 +140,7 @@ def processes(device: str, timeout_s: float = 600) -> Iterator[Processes]:
         backend, device_id = ("nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore("group", main_store),
+            store=dist.PrefixStore(f"{attempt}/group", main_store),
             rank=rank,
             world_size=world_size,
             # The watch speaks first: it knows which process keeps the others waiting.
