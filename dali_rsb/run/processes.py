@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from dali_rsb.errors import UserError
@@ -126,8 +127,8 @@ def processes(device: str, timeout_s: float = 600) -> Iterator[Processes]:
     # A launcher keeps its store over restarts: what an earlier attempt left there is not ours.
     attempt = f"dali_rsb/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{world_size}"
     watch = Watch(
-        dist.PrefixStore(attempt, main_store),
-        dist.PrefixStore(attempt, thread_store),
+        PrefixStore(attempt, main_store),
+        PrefixStore(attempt, thread_store),
         rank,
         world_size,
         timeout_s,
@@ -140,7 +141,7 @@ def processes(device: str, timeout_s: float = 600) -> Iterator[Processes]:
         backend, device_id = ("nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
         dist.init_process_group(
             backend,
-            store=dist.PrefixStore(f"{attempt}/group", main_store),
+            store=PrefixStore(f"{attempt}/group", main_store),
             rank=rank,
             world_size=world_size,
             # The watch speaks first: it knows which process keeps the others waiting.

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NoReturn
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import Store  # torch.distributed exports it, its types do not
 
 from dali_rsb.errors import UserError
 
@@ -83,8 +83,8 @@ class Watch:
 
     def __init__(
         self,
-        main_store: dist.Store,
-        thread_store: dist.Store,
+        main_store: Store,
+        thread_store: Store,
         rank: int,
         world_size: int,
         timeout_s: float,
@@ -178,7 +178,7 @@ class Watch:
             if rank != self._rank
         )
 
-    def _beats(self, store: dist.Store) -> dict[int, dict[str, Any]]:
+    def _beats(self, store: Store) -> dict[int, dict[str, Any]]:
         ranks = [rank for rank in range(self._world_size) if store.check([_key(rank)])]
         return {rank: json.loads(store.get(_key(rank))) for rank in ranks}
 
@@ -262,7 +262,7 @@ class Watch:
             dump=True,
         )
 
-    def _obey(self, store: dist.Store) -> None:
+    def _obey(self, store: Store) -> None:
         """End this process if another has claimed the end of all."""
         if store.check([_END]):
             claim = Claim(**json.loads(store.get(_END)))
@@ -276,7 +276,7 @@ class Watch:
             time.sleep(3 * BEAT_S)  # the store may live here, and others have not heard yet
         _exit(claim.exit_code)
 
-    def _end(self, store: dist.Store, text: str, exit_code: int, dump: bool = False) -> NoReturn:
+    def _end(self, store: Store, text: str, exit_code: int, dump: bool = False) -> NoReturn:
         """Claim the end; print the reason if the claim is the first."""
         self._ending.acquire()  # of this process's two threads, too, only one
         claim = Claim(self._rank, text, exit_code)
