@@ -5,7 +5,11 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
+
+# The launcher ends a process within this time, if rank 0 has ended for the same mistake.
+OTHER_RANKS_WAIT_S = 15.0
 
 
 class UserError(Exception):
@@ -26,11 +30,14 @@ def suggestion(name: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
 def run_command(main: Callable[[], None]) -> None:
     """Run a command's `main`; print a `UserError` as one line on stderr and exit with code 2.
 
-    Under torchrun every process meets the same mistake; only rank 0 prints it.
+    Where several processes have not met yet, all may make the same mistake. Rank 0 prints it at
+    once, and the launcher ends the others before they do; a mistake of another alone is printed.
     """
     try:
         main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))
+        if rank:
+            time.sleep(OTHER_RANKS_WAIT_S)
+        print(f"error: rank {rank}: {error}" if rank else f"error: {error}", file=sys.stderr)
         sys.exit(2)

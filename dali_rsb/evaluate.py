@@ -37,10 +37,10 @@ def main() -> None:
     config = override_config(state["config"], arguments.overrides)
     _check_num_classes(config.model.num_classes, state["classes"], path)
     with (
-        processes(config.run.device) as this_process,
+        processes(config.run.device, config.run.timeout) as this_process,
         console_messages(this_process.is_first),
     ):
-        with this_process.first_goes_ahead():
+        with this_process.first_goes_ahead("indexing the images"):
             whose = f"the classes of {path}"
             index = open_validation(config.data, state["classes"], whose)
         evaluation = validation(config, index, this_process)

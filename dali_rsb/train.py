@@ -14,6 +14,7 @@ from dali_rsb.run.folder import RunFolders
 from dali_rsb.run.processes import processes
 from dali_rsb.run.signals import Stopped, stop_requests
 from dali_rsb.training.assembly import build_trainer
+from dali_rsb.training.plan import describe_plan
 
 
 def main() -> None:
@@ -26,16 +27,32 @@ def main() -> None:
         help="go on from a checkpoint or run folder; without PATH from this config's newest run; "
         "'auto': go on if there is something to go on from, else start",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print batches, memory and hours, and end; needs no GPU and trains nothing",
+    )
+    parser.add_argument(
+        "--world-size", type=int, default=1, metavar="N", help="--dry-run: of so many processes"
+    )
+    parser.add_argument(
+        "--img-per-s", type=float, metavar="RATE", help="--dry-run: a device's speed, if measured"
+    )
     config, arguments = parser.read()
+    if arguments.dry_run:
+        print(describe_plan(config, arguments.world_size, arguments.img_per_s))
+        return
     folders = RunFolders(config.name, config.run.dir)
     try:
         with (
             # Before the first update there is nothing to save.
             stop_requests(at_once=True),
-            processes(config.run.device) as this_process,
+            processes(config.run.device, config.run.timeout) as this_process,
             console_messages(this_process.is_first),
         ):
-            resume = this_process.from_first(folders.find_resume(arguments.resume))
+            # Rank 0 alone looks: nodes may see a shared folder at different times.
+            found = folders.find_resume(arguments.resume) if this_process.is_first else None
+            resume = this_process.from_first(found)
             trainer = build_trainer(config, this_process, resume)
             resolved = config.model_dump(mode="json")
             folder = folders.open(resume, resolved) if this_process.is_first else None

@@ -1,5 +1,6 @@
 """Data that several tests share: the digits, and photographs that installed packages carry."""
 
+import multiprocessing
 import os
 import random
 import subprocess
@@ -20,6 +21,10 @@ hypothesis.settings.register_profile(
     "dali_rsb", deadline=None, derandomize=bool(os.environ.get("CI"))
 )
 hypothesis.settings.load_profile("dali_rsb")
+
+# Makes processes for tests of several ranks: it imports what takes seconds once, for all of them.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["dali_rsb.training.step", "dali_rsb.run.meter"])
 
 
 def pytest_collection_modifyitems(items):

@@ -317,6 +317,9 @@ class Run(Section):
     max_skipped_steps: Positive = Field(
         20, description="updates in a row with inf or NaN in their gradients that stop the run"
     )
+    timeout: Annotated[float, Field(ge=1, le=86400)] = Field(
+        600, description="seconds for which one of several processes may be silent in training"
+    )
 
 
 class Config(Section):

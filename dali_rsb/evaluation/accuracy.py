@@ -47,7 +47,9 @@ def evaluate(
         model.eval()
     # Rows: models. Columns: top-1 hits, top-5 hits, sum of losses, images.
     totals = torch.zeros(len(models), 4, dtype=torch.float64, device=processes.device)
+    processes.note(lambda: "an evaluation")
     for batch in batches:
+        processes.note()
         images = normalize_mix(batch.images, mean, std, precision.input_dtype)
         valid = torch.arange(len(images), device=images.device) < batch.num_valid
         for row, model in zip(totals, models, strict=True):

@@ -68,6 +68,7 @@ class Meter:
                     batch = next(batches)
             except StopIteration:
                 return
+            self._processes.note()
             yield batch
 
     def add(self, loss: Tensor, skipped: Tensor) -> None:

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from dali_rsb.errors import UserError
+from dali_rsb.run.signals import Stopped
+from dali_rsb.run.watch import SCAN_TIMEOUT_S, Watch
 
 T = TypeVar("T")
 
-# Scanning a large folder on rank 0 takes minutes, during which the others wait.
-PROCESS_GROUP_TIMEOUT = timedelta(minutes=60)
+COLLECTIVES_WAIT_S = 60
+# linux/prctl.h: the signal that this process gets when its parent dies.
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of a run's; alone, it is rank 0 of 1."""
+    """This process among all of a run's; alone, it is rank 0 of 1.
+
+    Attributes:
+        watch: tells the others of this one's end and of its silence; None where it is alone.
+    """
 
     device: torch.device
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
     local_world_size: int = 1
+    watch: Watch | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -66,27 +80,45 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
+    def note(self, activity: Callable[[], str] | None = None) -> None:
+        """Show the others that this process comes on.
+
+        Args:
+            activity: says what it turns to now; None while it goes on with the same.
+        """
+        if self.watch is not None:
+            self.watch.note(activity)
+
     @contextmanager
-    def first_goes_ahead(self) -> Iterator[None]:
+    def first_goes_ahead(self, step: str) -> Iterator[None]:
         """Run a block on rank 0, then on the others: what rank 0 caches, the others find.
 
-        An error on rank 0 lets the others go on, and meet it themselves.
+        The others wait for up to an hour, for reading a large folder takes minutes.
+
+        Args:
+            step: names the block, as no other.
         """
-        if self.world_size > 1 and not self.is_first:
-            dist.barrier()
-        try:
+        watch = self.watch
+        with nullcontext() if watch is None else watch.patient(SCAN_TIMEOUT_S):
+            if watch is not None:
+                watch.note(lambda: step)
+            if watch is not None and not self.is_first:
+                watch.wait_for(step)
             yield
-        finally:
-            if self.world_size > 1 and self.is_first:
-                dist.barrier()
+            if watch is not None and self.is_first:
+                watch.announce(step)
 
 
 @contextmanager
-def processes(device: str) -> Iterator[Processes]:
+def processes(device: str, timeout_s: float = 600) -> Iterator[Processes]:
     """Join the other processes of the run (torchrun's environment), and leave them at the end.
+
+    An error in the block of one among several processes never leaves it: it is printed once, and
+    ends them all (see `dali_rsb.run.watch`). A process ends with its launcher, too.
 
     Args:
         device: "cuda", "cpu" or "auto" (a GPU if there is one).
+        timeout_s: so long may a process be silent, or wait for the others.
 
     Raises:
         UserError: a GPU is asked for where there is none, or too few for this node's processes.
@@ -94,17 +126,65 @@ def processes(device: str) -> Iterator[Processes]:
     rank, world_size = _environment("RANK", 0), _environment("WORLD_SIZE", 1)
     local_rank = _environment("LOCAL_RANK", 0)
     local_world_size = _environment("LOCAL_WORLD_SIZE", world_size)
+    if world_size == 1:
+        yield Processes(_use(device, 0, 1))
+        return
+    _end_with_launcher()
+    timeout = timedelta(seconds=timeout_s)
+    main_store, _, _ = next(rendezvous("env://", timeout=timeout))
+    thread_store, _, _ = next(rendezvous("env://", timeout=timeout))
+    # A launcher keeps its store over restarts: what an earlier attempt left there is not ours.
+    attempt = f"dali_rsb/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{world_size}"
+    watch = Watch(
+        PrefixStore(attempt, main_store),
+        PrefixStore(attempt, thread_store),
+        rank,
+        world_size,
+        timeout_s,
+    )
+    watch.start()
+    try:
+        # A command that notes signals itself stops in its own way.
+        is_default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if is_default and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, watch.terminated)
+        chosen = _use(device, local_rank, local_world_size)
+        backend, device_id = ("nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
+        dist.init_process_group(
+            backend,
+            store=PrefixStore(f"{attempt}/group", main_store),
+            rank=rank,
+            world_size=world_size,
+            # The watch speaks first: it knows which process keeps the others waiting.
+            timeout=timeout + timedelta(seconds=COLLECTIVES_WAIT_S),
+            device_id=device_id,
+        )
+        yield Processes(chosen, rank, local_rank, world_size, local_world_size, watch)
+    except (SystemExit, Stopped):  # a stop, which all processes agree on
+        dist.destroy_process_group()
+        watch.leave()
+        raise
+    except BaseException as error:
+        watch.fail(error)
+    dist.destroy_process_group()
+    watch.leave()
+
+
+def _use(device: str, local_rank: int, local_world_size: int) -> torch.device:
     chosen = _device(device, local_rank, local_world_size)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if world_size > 1:
-        backend, device_id = ("nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
-        dist.init_process_group(backend, timeout=PROCESS_GROUP_TIMEOUT, device_id=device_id)
-    try:
-        yield Processes(chosen, rank, local_rank, world_size, local_world_size)
-    finally:
-        if world_size > 1:
-            dist.destroy_process_group()
+    return chosen
+
+
+def _end_with_launcher() -> None:
+    """Ask the kernel for SIGTERM when the launcher dies, be it killed: nothing is orphaned."""
+    if not sys.platform.startswith("linux") or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the kernel knew
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _environment(name: str, default: int) -> int:

@@ -44,7 +44,7 @@ def open_datasets(data: cfg.Data, num_classes: int, processes: Processes) -> Dat
     if not data.allow_overlap:
         check_paths_apart(train_path, val_path)
     reading = reading_of(data)
-    with processes.first_goes_ahead():
+    with processes.first_goes_ahead("indexing the images"):
         train = open_index(train_path, data.index, reading=reading)
         of_train = reading.joined_to(train.classes, f"the classes of {train.origin}")
         val = open_index(val_path, data.index, reading=of_train)

@@ -6,14 +6,15 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dali_rsb.draws.samples import TrainSamples
+from dali_rsb.draws.samples import BatchSpec, TrainSamples
 from dali_rsb.errors import UserError
 from dali_rsb.evaluation.accuracy import Accuracy
 from dali_rsb.evaluation.validation import Validation
@@ -143,7 +144,8 @@ class Trainer:
             self._meter.load_state_dict(self._progress.meter, self._progress.partial_sums)
         self._agreement = Agreement(self.processes)
         # One stream for all epochs: the next one's first batches come during an evaluation.
-        batches = self.loader.batches(self.samples.stream(epoch, self._options.num_epochs, update))
+        specs = self.samples.stream(epoch, self._options.num_epochs, update)
+        batches = self.loader.batches(self._remembered(specs))
         self._batches = self._meter.timed(batches)
         try:
             with stop_requests() as self._stop_request:
@@ -171,6 +173,20 @@ class Trainer:
         """Of an epoch, or of the run."""
         done = self.step.updates_done
         return done % self._updates_per_epoch == 0 or done == self._last_update
+
+    def _remembered(self, specs: Iterator[BatchSpec]) -> Iterator[BatchSpec]:
+        """The same specs; the last one that was asked for is kept for messages."""
+        for spec in specs:
+            self._last_spec = spec
+            yield spec
+
+    def _describe_update(self, epoch: int, update: int) -> str:
+        """Where this process stands: an update, and what it loaded last."""
+        name, rows = self.samples.index.name, self._last_spec.indices
+        return (
+            f"epoch {epoch + 1}, update {update}/{self._updates_per_epoch}; last to be loaded: "
+            f"{len(rows)} images, {name(rows[0])} to {name(rows[-1])}"
+        )
 
     def _run_info(self, folder: Path | None) -> RunInfo | None:
         if folder is None:
@@ -207,6 +223,7 @@ class Trainer:
         self._check_stop(now=True)
         self._meter.restart()
         for update in range(first_update + 1, last_update + 1):
+            self.processes.note(partial(self._describe_update, epoch, update))
             self.schedule.step(self.step.updates_done)
             self._meter.add(self.step.update(self._batches), self.step.skipped)
             self._is_epoch_open = update == last_update

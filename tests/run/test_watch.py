@@ -1,0 +1,113 @@
+"""Processes end together: whatever happens to one of two, the other ends and says why."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import rank_worker
+from conftest import ROOT, SERVER
+
+WORKER = Path(__file__).with_name("rank_worker.py")
+
+
+def _pair(folder, fault, timeout_s=300.0):
+    """Two processes without a launcher, which would end the other by itself."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pair = []
+    for rank in range(2):
+        arguments = (rank, port, folder / f"{rank}.txt", fault, timeout_s)
+        pair.append(SERVER.Process(target=rank_worker.as_rank, args=arguments))
+        pair[-1].start()
+    return pair
+
+
+def _output(folder, pair):
+    """What the processes said, and their exit codes."""
+    for process in pair:
+        process.join(120)
+    said = "".join((folder / f"{rank}.txt").read_text() for rank in range(2))
+    return said, [process.exitcode for process in pair]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "line"),
+    [
+        ("mistake", 2, "error: rank 1: val/cat/3.jpg cannot be decoded; delete it"),
+        ("error", 1, "rank 1: ZeroDivisionError: a bug"),
+        ("disk", 1, "rank 1: OSError: [Errno 28] No space left on device: 'last.pt'"),
+        ("memory", 1, "rank 1: MemoryError: 12 GiB"),
+        ("scan mistake", 2, "error: rank 0: train is empty"),
+    ],
+)
+def test_an_error_on_one_rank_is_printed_once_and_ends_both(tmp_path, fault, code, line):
+    said, codes = _output(tmp_path, _pair(tmp_path, fault))
+    assert codes == [code, code], said
+    assert said.splitlines().count(line) == 1, said
+    assert "Connection" not in said
+
+
+def test_a_killed_rank_is_named(tmp_path):
+    said, codes = _output(tmp_path, _pair(tmp_path, "kill"))
+    assert codes == [1, -signal.SIGKILL], said
+    assert re.search("^rank 1: died without a word .* at update 5; then rank 0 met", said, re.M)
+
+
+@pytest.mark.parametrize("fault", ["stop", "hang"])
+def test_a_silent_rank_is_named_and_stacks_are_dumped(tmp_path, fault):
+    pair = _pair(tmp_path, fault, timeout_s=4)
+    if fault == "stop":
+        pair[0].join(120)
+        pair[1].kill()
+    said, codes = _output(tmp_path, pair)
+    assert codes == [1, -signal.SIGKILL if fault == "stop" else 1], said
+    what = "does not answer" if fault == "stop" else "does not come on"
+    line = rf"^rank 1: {what} for 4 s \(run.timeout\), last at update 5$"
+    assert len(re.findall(line, said, re.M)) == 1, said
+    assert "in all_reduce" in said  # where rank 0 stands
+    assert fault == "stop" or "in _strike" in said  # where rank 1 stands
+
+
+def test_a_scan_may_take_longer_than_the_time_out(tmp_path):
+    said, codes = _output(tmp_path, _pair(tmp_path, "scan", timeout_s=2))
+    assert codes == [0, 0], said
+
+
+def test_killing_the_launcher_leaves_no_orphans(tmp_path):
+    launcher = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"),
+            *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", WORKER, "none", "300"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    files = [tmp_path / f"pid-{rank}" for rank in range(2)]
+    _wait(lambda: all(file.exists() and file.read_text() for file in files))
+    time.sleep(3)
+    launcher.kill()
+    launcher.wait()
+    workers = [int(file.read_text()) for file in files]
+    _wait(lambda: not any(map(_runs, workers)), limit_s=30)
+
+
+def _runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _wait(is_so, limit_s=120.0):
+    deadline_s = time.monotonic() + limit_s
+    while not is_so():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
