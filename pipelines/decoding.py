@@ -14,8 +14,13 @@ from pipelines.types import HW_DECODER_LOAD, HostResize, ImageSource
 
 
 def read_files(paths: DataNode) -> DataNode:
-    """Read whole files; `paths` are absolute file names as uint8 arrays."""
-    return fn.io.file.read(paths)
+    """Read whole files; `paths` are absolute file names as uint8 arrays.
+
+    Not as memory maps: to decode from one whose file is cut short meanwhile is a bus error, and one
+    whose file is overwritten may pass `_of_size` and be another image then. Reading is cheaper too,
+    by 10 us of CPU for a file of 46 kB.
+    """
+    return fn.io.file.read(paths, dont_use_mmap=True)
 
 
 def read_images(inputs: Mapping[str, DataNode]) -> DataNode:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from damage import encoded
+from damage import encoded, in_child
 from PIL import Image
 
 from dali_rsb import DaliLoader
@@ -92,6 +92,10 @@ def test_changes_between_epochs_are_noticed_too(folder):
             assert sum(len(images) for images, _ in loader) == NUM_IMAGES
             assert index.widths[7] == side_px
     assert open_index(folder, progress=False).widths[7] == SIDE_PX  # the stored index stays
+
+
+def test_files_that_are_written_to_while_they_are_read(tmp_path):
+    assert in_child("changing_folder.py", tmp_path, "4").endswith("survived\n")
 
 
 def test_a_header_that_went_bad_is_named_once_and_no_good_image_is_lost(folder, caplog):
