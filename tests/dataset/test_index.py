@@ -562,7 +562,8 @@ def test_index_of_another_version_is_built_again(small, num_builds, monkeypatch,
     monkeypatch.setattr(storage, "FORMAT_VERSION", storage.FORMAT_VERSION + 1)
     open_index(small)
     assert num_builds() == 2
-    assert "it has format 4, not 5" in caplog.text
+    new = storage.FORMAT_VERSION
+    assert f"it has format {new - 1}, not {new}" in caplog.text
 
 
 def test_moved_dataset_keeps_its_index(small, num_builds):
@@ -594,7 +595,7 @@ def test_index_of_a_read_only_root_lies_in_the_user_cache(small, tmp_path, num_b
     open_index(small)
     assert num_builds() == 1
     assert not (place_beside(small)).exists()
-    assert [path.name[:5] for path in (tmp_path / "home" / "cache").iterdir()] == ["data-"]
+    assert [path.name[:4] for path in (tmp_path / "home" / "cache").iterdir()] == ["data"]
 
 
 def test_index_in_a_read_only_root_is_used(small, tmp_path, num_builds, monkeypatch):

@@ -315,7 +315,8 @@ def test_quality_encodes_all_but_what_would_grow_or_cannot_be_decoded(tmp_path):
     folder = write_images(tmp_path / "images", ["a/fine.png", "a/broken.jpg"], (64, 64))
     Image.open(folder / "a/fine.png").save(folder / "a/coarse.jpg", quality=5)
     data = (folder / "a/broken.jpg").read_bytes()
-    (folder / "a/broken.jpg").write_bytes(data[:400])  # the header is whole
+    end_of_header = data.index(b"\xff\xda") + 20
+    (folder / "a/broken.jpg").write_bytes(data[:end_of_header])
     index = open_index(folder, progress=False)
     report = pack(index, tmp_path / "packed", PackOptions(quality=60))
     assert (report.num_images, report.num_reencoded, report.num_undecodable) == (3, 1, 1)

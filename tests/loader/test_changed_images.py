@@ -18,6 +18,7 @@ from dali_rsb.constants import MAX_PIXELS
 from dali_rsb.dataset import changes, file_store, open_index
 from dali_rsb.dataset.packing import PackOptions, pack
 from dali_rsb.errors import UserError
+from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.run.processes import Processes
 from dali_rsb.training import assembly
 
@@ -177,8 +178,10 @@ def test_the_configuration_reaches_both_loaders(folder):
     processes = Processes(torch.device("cpu"))
     _, loader = assembly.eval_loader(config, index, processes)
     assert loader._bad_images._max_pixels == 1234
-    samples = assembly.train_samples(config, index, processes, 8)
-    assert assembly.train_loader(config, samples, processes)._bad_images._max_pixels == 1234
+    settings = LoaderSettings(threads=1)
+    samples = assembly.train_samples(config, index, processes, 8, settings)
+    loader = assembly.train_loader(config.data, samples, settings, processes)
+    assert loader._bad_images._max_pixels == 1234
 
 
 def test_a_shard_that_is_cut_short_in_use_is_named(folder, tmp_path):
