@@ -17,9 +17,11 @@ from dali_rsb.dataset.building import index_samples
 from dali_rsb.dataset.image_header import ImageFormat, read_header
 from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.dataset.opening import open_index
+from dali_rsb.dataset.ordering import ClassOrder, path_order
 from dali_rsb.dataset.reading import Reading
+from dali_rsb.dataset.storage import UNREADABLE
 from dali_rsb.errors import UserError
-from dali_rsb.system.files import read_text
+from dali_rsb.system.files import read_bytes, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +87,28 @@ def image_list(
     return ImageList(index, np.arange(len(index)))
 
 
+def with_unreadable(images: ImageList, class_order: ClassOrder) -> ImageList:
+    """The images of a folder as ImageFolder counts them: files that cannot be read among them.
+
+    The next image that can be read stands in for each. For indices that were made elsewhere, of
+    the same folder: without it, all those behind an unreadable file would mean the next image.
+
+    Args:
+        images: all of a folder's index; others stay as they are.
+        class_order: in which the folder was read.
+    """
+    index = images.index
+    if index.store.kind != "folder" or index.place is None:
+        return images
+    listed = read_bytes(index.place / UNREADABLE, "delete the index").split(b"\n")
+    unreadable = [os.fsdecode(key) for key in listed if key]
+    if not unreadable:
+        return images
+    paths = [*map(os.fsdecode, index.store.keys.all()), *unreadable]
+    order = np.array(path_order(paths, class_order), np.int64)
+    return ImageList(index, order[_next_readable(order < len(index))])
+
+
 def images_of_samples(
     paths: Sequence[str],
     labels: npt.NDArray[np.int64],
@@ -94,8 +118,8 @@ def images_of_samples(
 ) -> ImageList:
     """The images of a list of files with labels, in its order and as many.
 
-    A file whose header cannot be read is replaced by the next one in the list, as timm does; it
-    keeps its own label.
+    A file whose header cannot be read is replaced by the next one in the list, image and label, as
+    timm does.
 
     Args:
         paths: absolute or relative to the working directory.
@@ -110,16 +134,18 @@ def images_of_samples(
     if root is not None:
         with contextlib.suppress(UserError):  # a layout that `open_index` does not know
             index = open_index(Path(root), cache_dir)
-            rows = _rows_of_paths(index, paths, os.fspath(root))
-            if rows is not None:
-                return _labelled(index, rows, labels, classes)
+            found = _rows_of_paths(index, paths, os.fspath(root))
+            if found is not None:
+                rows, places = found
+                return _labelled(index, rows, labels[places], classes)
     absolute = [str(Path(path).absolute()) for path in paths]
     index = index_samples(list(zip(absolute, labels.tolist(), strict=True)), classes)
     if len(index) == len(paths):
         return ImageList(index, np.arange(len(index)))
     found = _rows_of_paths(index, absolute, str(index.root))
     assert found is not None  # the index was made of these very files
-    return _labelled(index, found, labels, classes)
+    rows, places = found
+    return _labelled(index, rows, labels[places], classes)
 
 
 def _labelled(
@@ -223,8 +249,12 @@ def excluded_rows(
 
 def _rows_of_paths(
     index: DatasetIndex, paths: Sequence[str], root: str
-) -> npt.NDArray[np.int64] | None:
-    """The number in the index of each file; None if the index lacks one that can be read."""
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+    """The number in the index of each file, int64 [N], and whose place each file is, int64 [N].
+
+    A file that cannot be read gets the number of the next one that can, and that one's place.
+    None if the index lacks a file that can be read.
+    """
     row_of = rows_by_path(index)
     prefix = os.fsencode(root).rstrip(b"/") + b"/"
     names = [os.fsencode(path) for path in paths]
@@ -232,12 +262,17 @@ def _rows_of_paths(
         [row_of.get(name[len(prefix) :], -1) if name.startswith(prefix) else -1 for name in names],
         np.int64,
     )
-    found = np.flatnonzero(rows >= 0)
-    if not len(found):
-        return None
     missing = np.flatnonzero(rows < 0)
+    if len(missing) == len(rows):
+        return None
     if any(read_header(names[i])[2] != ImageFormat.UNREADABLE for i in missing):
         return None
-    stand_ins = found[np.searchsorted(found, missing) % len(found)]
-    rows[missing] = rows[stand_ins]
-    return rows
+    places = _next_readable(rows >= 0)
+    return rows[places], places
+
+
+def _next_readable(is_readable: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """The place of each image or, if it cannot be read, of the next one that can."""
+    readable = np.flatnonzero(is_readable)
+    places = np.arange(len(is_readable))
+    return readable[np.searchsorted(readable, places) % len(readable)]

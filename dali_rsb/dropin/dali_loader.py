@@ -14,7 +14,13 @@ from torch import Tensor
 from torch.utils.data import BatchSampler
 
 from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS
-from dali_rsb.dataset.image_list import ImageList, image_list, images_of_samples, without
+from dali_rsb.dataset.image_list import (
+    ImageList,
+    image_list,
+    images_of_samples,
+    with_unreadable,
+    without,
+)
 from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.dataset.ordering import ClassOrder
 from dali_rsb.dataset.reading import ClassLevel, ClassNames, Reading
@@ -199,6 +205,8 @@ class DaliLoader(EpochLoader):
 
         reading = Reading.of(class_order, class_level, classes, label_key)
         images = without(_images(root, cache_dir, reading), exclude)
+        if sampler is not None and not exclude:
+            images = with_unreadable(images, reading.class_order)
         current = World.current()
         world = World(
             current.size if num_replicas is None else num_replicas,

@@ -383,3 +383,24 @@ def test_the_page_names_what_is_tested_here():
     assert len(rows) >= 8
     for name in re.findall(r"`([a-zA-Z_]+)=?(?:False)?`", "\n".join(rows)):
         assert name in source, f"{name} is in the table without a test"
+
+
+@pytest.mark.parametrize("broken", [["a/0.png"], ["a/1.png", "b/0.png"], ["c/3.png"]])
+def test_indices_count_files_that_cannot_be_read(tmp_path, broken):
+    root = _tree(tmp_path / "t", {"b": 3, "a": 2, "c": 4})
+    for name in broken:
+        (root / name).write_bytes(b"<html>404</html>")
+    folder = datasets.ImageFolder(str(root))
+    good = [i for i, (path, _) in enumerate(folder.samples) if path[-7:] not in broken]
+    for source in (str(root), folder):
+        loader = DaliLoader(source, 2, sampler=good, **OPTIONS)
+        assert len(loader.dataset) == len(folder)
+        files = [loader.dataset.filename(i) for i in good]
+        assert files == [folder.samples[i][0] for i in good]
+        assert torch.cat([y for _, y in loader]).tolist() == [folder.targets[i] for i in good]
+        # The next readable image stands in for a broken one, with its own label.
+        for i in set(range(len(folder))) - set(good):
+            stand_in = next(j for j in [*range(i + 1, len(folder)), *range(i)] if j in good)
+            assert loader.dataset.filename(i) == folder.samples[stand_in][0]
+            assert loader.dataset.targets[i] == folder.targets[stand_in]
+    assert len(DaliLoader(root, 2, **OPTIONS).dataset) == len(good)
