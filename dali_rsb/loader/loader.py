@@ -6,9 +6,9 @@ import copy
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -125,6 +125,7 @@ class Loader:
         conversions = self._bad_images.conversions
         copied = conversions.substitute(prepared.images, joined_indices(specs))
         prepared.take_whole_images(copied)
+        _check_windows(prepared.inputs)
         self._runner.submit(prepared.inputs)
         return _Run(specs, prepared)
 
@@ -189,3 +190,16 @@ def device_id(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _check_windows(inputs: Mapping[str, Any]) -> None:
+    """Raise a ValueError where a window leaves its image: DALI's decoder might crash over it."""
+    if "anchor" in inputs:
+        start, size = inputs["anchor"], inputs["shape"]
+        fits = (start >= 0) & (size > 0) & (start + size <= inputs["size"][:, :2])
+        if not fits.all():
+            row = int(np.argmin(fits.all(axis=1)))
+            raise ValueError(
+                f"row {row}: the window at {start[row].tolist()} of {size[row].tolist()} leaves an "
+                f"image of {inputs['size'][row, :2].tolist()} pixels (y, x)"
+            )

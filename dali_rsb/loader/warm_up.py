@@ -51,11 +51,12 @@ class WholeImages:
         index, indices = self._samples.index, joined_indices(specs)
         prepared = self._samples.prepare(*specs)
         size = np.stack([index.heights[indices], index.widths[indices]], axis=1)
-        inputs = dict(prepared.inputs)
+        # Not the images of `prepared`, which may be no larger than their windows.
+        inputs = prepared.inputs | index.image_inputs(indices)
         inputs |= {"start": np.zeros(size.shape, np.float32), "end": size.astype(np.float32)}
         if "anchor" in inputs:
             inputs |= {"anchor": np.zeros(size.shape, np.int32), "shape": size.astype(np.int32)}
-        return replace(prepared, inputs=inputs)
+        return replace(prepared, inputs=inputs, origins=None)
 
 
 def warm_up_training(

@@ -25,6 +25,7 @@ from dali_rsb.draws.samples import TrainSamples, TrainTransform
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.builders import train_loader
 from dali_rsb.loader.settings import LoaderSettings
+from dali_rsb.loader.warm_up import warm_up_training
 
 pytestmark = pytest.mark.skipif(
     shutil.which("jpegtran") is None, reason="needs jpegtran of libjpeg-turbo"
@@ -134,6 +135,15 @@ def test_images_that_pillow_decodes_take_the_place_of_small_ones(folder, tiled, 
         batches.append([batch.images.clone() for batch in loader.batches(specs)])
         loader.close()
     assert all(map(torch.equal, *batches))
+
+
+@pytest.mark.parametrize("decode_mode", ["roi", "full"])
+def test_the_warm_up_decodes_whole_images(tiled, decode_mode):
+    loader, samples, _ = _loader(tiled, decode_mode)
+    index = samples.index
+    num_pixels = (index.widths.astype(int) * index.heights).sum()
+    assert warm_up_training(loader, samples, 0, 1) == num_pixels
+    loader.close()
 
 
 def test_windows_are_smaller_and_metadata_stay_out(tiled):
