@@ -99,14 +99,13 @@ class _Decoder:
 
     def _decode(self, row: int) -> Outcome:
         original = self._index.image_arrays(np.array([row]))[0]
-        array = self._conversions.image_array(row)
-        is_copy = not np.array_equal(array, original)
-        source = self._index.image_source
+        inputs, source = self._conversions.image_inputs(row), self._index.image_source
+        is_copy = not np.array_equal(inputs[source][0], original)
         pipeline: Pipeline | None = getattr(self._threads, "pipeline", None)
         if pipeline is None:
             pipeline = self._threads.pipeline = decode_check_pipeline(source)
         try:
-            pipeline.run(**{source: [array]})
+            pipeline.run(**inputs)
         except RuntimeError:
             self._threads.pipeline = None  # DALI drops a pipeline that failed
             return "Pillow" if self._conversions.convert_rejected(row) else "undecodable"
