@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 _DEFAULT = Reading()
 
+_DEFAULT = Reading()
+
 
 @dataclass(frozen=True)
 class ImageList:
@@ -115,6 +117,7 @@ def images_of_samples(
     classes: Sequence[str],
     root: str | os.PathLike[str] | None = None,
     cache_dir: Path | None = None,
+    reading: Reading = _DEFAULT,
 ) -> ImageList:
     """The images of a list of files with labels, in its order and as many.
 
@@ -127,13 +130,15 @@ def images_of_samples(
         classes: class names; a label is a position in it.
         root: the class folders they were found in; its stored index saves reading all headers.
         cache_dir: where to store the index; see `dali_rsb.dataset.open_index`.
+        reading: how the class folders were read: an image that cannot be decoded is replaced by
+            the next one in that order.
 
     Raises:
         UserError: no samples, or no readable file.
     """
     if root is not None:
         with contextlib.suppress(UserError):  # a layout that `open_index` does not know
-            index = open_index(Path(root), cache_dir)
+            index = open_index(Path(root), cache_dir, reading=reading)
             found = _rows_of_paths(index, paths, os.fspath(root))
             if found is not None:
                 rows, places = found

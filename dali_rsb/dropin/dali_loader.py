@@ -302,7 +302,9 @@ def _images(source: Source, cache_dir: Path | None, reading: Reading) -> ImageLi
     if isinstance(source, (str, os.PathLike, DatasetIndex)):
         return image_list(source, cache_dir, reading)
     found = read_dataset(source)
-    return images_of_samples(found.paths, found.labels, found.classes, found.root, cache_dir)
+    return images_of_samples(
+        found.paths, found.labels, found.classes, found.root, cache_dir, found.reading
+    )
 
 
 def _parts(batch_sampler: object) -> tuple[Iterable[int], int, bool]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dali_rsb.dataset.reading import Reading
 from dali_rsb.errors import UserError
 
 _FOLDER = ("torchvision.datasets.folder", "DatasetFolder")
@@ -27,6 +28,8 @@ _PLAIN_LOADERS = (
     "torchvision.datasets.folder.default_loader",
     "torchvision.datasets.folder.pil_loader",
 )
+_IMAGE_FOLDER = Reading()
+_TIMMS = Reading(class_order="natural", class_level="leaf")
 _MAX_CLASSES = 1_000_000  # a larger label is a mistake, and names up to it would fill the memory
 
 _ACCEPTED = (
@@ -44,17 +47,19 @@ class Listing:
         labels: int64 [N], as the dataset gives them.
         classes: class names; a label is a position in it.
         root: folder that class folders lie in, whose stored index saves reading headers; or None.
+        reading: how the class folders were read.
     """
 
     paths: list[str]
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     root: str | None = None
+    reading: Reading = _IMAGE_FOLDER
 
     def select(self, rows: npt.NDArray[np.int64]) -> Listing:
         """Some of the samples, in an order of their own."""
         paths = [self.paths[row] for row in rows.tolist()]
-        return Listing(paths, self.labels[rows], self.classes, self.root)
+        return replace(self, paths=paths, labels=self.labels[rows])
 
 
 def read_dataset(dataset: Any) -> Listing:
@@ -114,7 +119,8 @@ def _read_timm(dataset: Any) -> Listing:
     labels = _labels([label for _, label in reader.samples], where)
     names = sorted(reader.class_to_idx, key=reader.class_to_idx.__getitem__)
     labels, classes = _transformed(labels, tuple(names), dataset.target_transform, where)
-    return Listing([path for path, _ in reader.samples], labels, classes, os.fspath(reader.root))
+    paths = [path for path, _ in reader.samples]
+    return Listing(paths, labels, classes, os.fspath(reader.root), _TIMMS)
 
 
 def _read_subset(dataset: Any) -> Listing:
@@ -144,6 +150,7 @@ def _read_concat(dataset: Any) -> Listing:
         np.concatenate([part.labels for part in parts]),
         first.classes,
         first.root if len(roots) == 1 else None,
+        first.reading,
     )
 
 

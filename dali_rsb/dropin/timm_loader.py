@@ -139,7 +139,9 @@ class TimmLoader(EpochLoader):
         world = World.current() if distributed else World()
         found = _listing(given["dataset"])
         assert found is not None
-        images = images_of_samples(found.paths, found.labels, found.classes, found.root)
+        images = images_of_samples(
+            found.paths, found.labels, found.classes, found.root, reading=found.reading
+        )
         preprocessing = _training(given, world) if is_training else _evaluation(given)
         self.img_dtype: torch.dtype = (
             torch.float16 if given["fp16"] else given["img_dtype"] or torch.float32
