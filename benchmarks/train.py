@@ -251,7 +251,8 @@ def with_validation(config: Config) -> Config:
     """The same, evaluated on the training images where there are no others."""
     if config.data.digits is not None or config.data.val is not None:
         return config
-    data = config.data.model_copy(update={"val": config.data.train})
+    both = {"val": config.data.train, "allow_overlap": True}
+    data = config.data.model_copy(update=both)
     return config.model_copy(update={"data": data})
 
 

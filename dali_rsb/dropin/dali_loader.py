@@ -263,7 +263,7 @@ class DaliLoader(EpochLoader):
             world,
         )
 
-        logger.info("%r", self)
+        logger.debug("%r", self)
 
     @property
     def num_workers(self) -> int:
