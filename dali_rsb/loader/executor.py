@@ -34,7 +34,7 @@ class Division:
 
     Args:
         num_threads: of all pipelines together.
-        prefetch: runs under way in all of them; each has 2 at least.
+        prefetch: runs in flight in all of them; each has 2 at least.
         pipelines: how many take turns.
     """
 
@@ -111,7 +111,7 @@ os.register_at_fork(
 class GraphRunner:
     """Runs a pipeline with one output asynchronously, in the order of submission.
 
-    In a forked child it starts anew, with nothing under way.
+    In a forked child it starts again, with nothing in flight.
 
     Args:
         build: makes the pipeline; called again after a failure, which DALI does not survive.
@@ -227,11 +227,11 @@ class GraphRunner:
         return copied
 
     def discard(self) -> None:
-        """Forget the batches under way: their outputs are dropped when they come."""
+        """Forget the batches in flight: their outputs are dropped when they come."""
         self._under_way = deque((False, inputs) for _, inputs in self._under_way)
 
     def reset(self) -> None:
-        """Drop the pipeline and everything under way; the next submission builds it anew."""
+        """Drop the pipeline and everything in flight; the next submission builds it again."""
         with self.lock:
             self._pipeline = None  # first: its threads may still be reading inputs
             self._started = False

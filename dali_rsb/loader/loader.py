@@ -1,4 +1,4 @@
-"""The loader: batches of decoded images on the device, a few of them always under way."""
+"""The loader: batches of decoded images on the device, a few of them always in flight."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class _Run:
-    """One run of the graph that is under way, and the batches that come of it."""
+    """One run of the graph that is in flight, and the batches that come of it."""
 
     specs: tuple[BatchSpec, ...]
     prepared: PreparedRun
@@ -54,7 +54,7 @@ class Loader:
         build_pipeline: makes the graph; its inputs must be those that `samples` prepares, and its
             batch size must suffice for a run.
         device: where labels and draws go; the graph's own device.
-        prefetch: runs under way in a pipeline; it must have been built with the same depth.
+        prefetch: runs in flight in a pipeline; it must have been built with the same depth.
         bad_images: what to do about images that cannot be decoded.
         batches_per_run: how many batches share a run.
         pipelines: how many pipelines take turns (see `graph_runner.Division`).
@@ -81,12 +81,12 @@ class Loader:
 
     @property
     def prefetch(self) -> int:
-        """Runs of the graph under way, in all pipelines."""
+        """Runs of the graph in flight, in all pipelines."""
         return self._runner.prefetch
 
     @property
     def batches_under_way(self) -> int:
-        """Batches in all runs under way."""
+        """Batches in all runs in flight."""
         return self.prefetch * self._batches_per_run
 
     def with_samples(self, samples: Samples) -> Loader:
@@ -114,7 +114,7 @@ class Loader:
             self._runner.discard()
 
     def close(self) -> None:
-        """Free the pipelines with their threads and buffers; the next batches build them anew."""
+        """Free the pipelines with their threads and buffers; the next batches build them again."""
         self._runner.reset()
 
     def _submit(self, specs: tuple[BatchSpec, ...]) -> _Run:
