@@ -18,6 +18,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["dali_rsb", "dali_rsb.*", "pipelines", "pipelines.*"]),
+    # Said, so that an editable install puts this folder on the path. Otherwise setuptools installs
+    # an import hook that comes last, behind a folder that happens to be called `pipelines`.
+    package_dir={"": "."},
     package_data={"dali_rsb": ["py.typed"], "pipelines": ["py.typed"]},
     entry_points={"console_scripts": ["dali-rsb = dali_rsb.__main__:script"]},
     install_requires=[
