@@ -15,12 +15,14 @@ from functools import partial
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from dali_rsb import train
 from dali_rsb.config import load_config
 from dali_rsb.errors import run_command
+from dali_rsb.run.checkpoint import load_checkpoint
 
 CONFIG = """
 data: {{train: {root}/train, val: {root}/val, threads: 1}}
@@ -88,7 +90,7 @@ def _kill_in_write(number):
     SealingWriter._put = half
 
 
-def _run(recipe, folder, prepare=None, rank=0, world_size=1, port=0):
+def _run(recipe, folder, prepare=None, overrides=(), rank=0, world_size=1, port=0):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_PORT=str(port))
     os.environ.update(LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
@@ -97,12 +99,12 @@ def _run(recipe, folder, prepare=None, rank=0, world_size=1, port=0):
     os.dup2(output, 2)
     if prepare is not None:
         prepare()
-    sys.argv = ["train", str(recipe), f"run.dir={folder}", "--resume", "auto"]
+    sys.argv = ["train", str(recipe), f"run.dir={folder}", *overrides, "--resume", "auto"]
     run_command(train.main)
 
 
-def _start(recipe, folder, prepare=None, **ranks):
-    process = FORKS.Process(target=_run, args=(recipe, folder, prepare), kwargs=ranks)
+def _start(recipe, folder, prepare=None, **options):
+    process = FORKS.Process(target=_run, args=(recipe, folder, prepare), kwargs=options)
     process.start()
     return process
 
@@ -295,3 +297,28 @@ def test_two_processes_stop_though_one_is_asked(recipe, undisturbed_pair, tmp_pa
     assert _two(recipe, folder) == [0, 0]
     if place != "warm-up":
         _assert_same(folder, undisturbed_pair)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(recipe, undisturbed_pair, tmp_path):
+    """2, then 1, then 2 processes: the same images a device batch, so the same weights."""
+    folder = tmp_path / "run"
+    assert _two(recipe, folder, partial(_signal_at, "an update", signal.SIGTERM)) == [143, 143]
+    stop = partial(_signal_at, "the last update of an epoch", signal.SIGTERM)
+    one = _start(recipe, folder, stop, overrides=["run.batch_per_device=8"])
+    assert _end(one) == 143
+    assert _two(recipe, folder) == [0, 0]
+    got, expected = (load_checkpoint(path / "last.pt") for path in (folder, undisturbed_pair))
+    assert got["updates_done"] == expected["updates_done"]
+    model = timm.create_model("test_resnet", num_classes=2)
+    for part in ("model", "ema"):
+        for name, _ in model.named_parameters():
+            assert torch.equal(got[part][name], expected[part][name]), (part, name)
+        for name, statistic in model.named_buffers():
+            if statistic.is_floating_point():  # merged, and collected from all images of one
+                torch.testing.assert_close(got[part][name], expected[part][name], rtol=0.2, atol=0.1)
+    assert _losses(folder) == pytest.approx(_losses(undisturbed_pair), rel=1e-5)
+
+
+def _losses(folder):
+    with (folder / "metrics.csv").open() as file:
+        return [float(row["train_loss"]) for row in csv.DictReader(file)]
