@@ -32,8 +32,8 @@ from benchmarks.loader import (
 from benchmarks.peers import LoaderTask
 from benchmarks.report import Work, new_report, report_progress, write_json
 from dali_rsb.errors import UserError, run_command
+from dali_rsb.loader.settings import DecodeSetting
 from dali_rsb.system.cpus import available_cpus
-from pipelines.types import DecodeMode
 
 HW_LOADS = (0.0, 0.3, 0.65, 1.0)
 
@@ -45,12 +45,12 @@ def stages_group(task: LoaderTask) -> Group:
     return Group(
         {
             "read": partial(our_stage, task, "read"),
-            "decode roi": partial(our_stage, task, "decode", "roi"),
+            "decode roi": partial(our_stage, task, "decode", "host"),
             "decode full": partial(our_stage, task, "decode", "full"),
-            shared: partial(our_stage, task, "decode", "shared", REPEATS_OF_RSB),
-            "resize roi": partial(our_loader, plain, "roi"),
+            shared: partial(our_stage, task, "decode", "host", REPEATS_OF_RSB),
+            "resize roi": partial(our_loader, plain, "host"),
             "resize full": partial(our_loader, plain, "full"),
-            "RandAugment roi": partial(our_loader, task, "roi"),
+            "RandAugment roi": partial(our_loader, task, "host"),
             "RandAugment full": partial(our_loader, task, "full"),
         },
         tuple(
@@ -74,7 +74,7 @@ def hardware_group(task: LoaderTask, loads: Iterable[float]) -> Group:
 
     Each has a process of its own, as everywhere: a decoder that crashes is a line in the table.
     """
-    modes: list[DecodeMode] = [mode for mode in get_args(DecodeMode) if mode != "shared"]
+    modes: tuple[DecodeSetting, ...] = get_args(DecodeSetting)
     contenders = {}
     for load in loads:
         with_load = replace(task, hw_decoder_load=load)

@@ -57,9 +57,10 @@ from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.builders import train_loader
 from dali_rsb.loader.executor import TakingTurns
 from dali_rsb.loader.rand_augment import with_backend
-from dali_rsb.loader.settings import LoaderSettings
+from dali_rsb.loader.settings import DecodeSetting, LoaderSettings
 from dali_rsb.system.cpus import available_cpus
-from pipelines.decoding import decode, decode_shared, read_files
+from pipelines.arguments import Decoding
+from pipelines.decoding import decode, decode_hybrid, decode_shared, read_files
 from pipelines.inputs import InputSpec, external_inputs
 from pipelines.training import train_inputs
 from pipelines.types import DecodeMode
@@ -75,6 +76,7 @@ def our_samples(task: LoaderTask, decode_mode: DecodeMode, repeats: int) -> Trai
         task.size_px,
         randaugment=None if policy is None else RandAugmentPolicy.parse(policy),
         decode_mode=decode_mode,
+        gpu_share=task.hw_decoder_load,
     )
     with tempfile.TemporaryDirectory() as cache:
         index = open_index(task.data, Path(cache), progress=False)
@@ -91,27 +93,36 @@ def endless_specs(samples: TrainSamples) -> Iterator[BatchSpec]:
         yield from samples.specs(epoch)
 
 
-def _settings(task: LoaderTask) -> LoaderSettings:
+def _settings(task: LoaderTask, decode: DecodeSetting) -> LoaderSettings:
     """As training has them where nobody has tuned, but for batches that share an iteration."""
     device = torch.device(task.device)
-    return LoaderSettings.untuned(device, task.num_threads, PREFETCH, task.hw_decoder_load)
+    return LoaderSettings.untuned(device, task.num_threads, PREFETCH, task.hw_decoder_load, decode)
+
+
+def _decode_mode(settings: LoaderSettings, task: LoaderTask, shares_copies: bool) -> DecodeMode:
+    return "shared" if shares_copies else settings.decode_mode(torch.device(task.device))
 
 
 def our_loader(
     task: LoaderTask,
-    decode_mode: DecodeMode = "roi",
+    decode: DecodeSetting = "host",
     repeats: int = 1,
     randaugment_by: Literal["dali", "triton"] = "dali",
+    shares_copies: bool = True,
 ) -> BatchCounts:
     """This project's training loader; on a GPU with RandAugment by either of its backends.
+
+    Args:
+        shares_copies: whether copies of an image in a batch share their decoding.
 
     Raises:
         NotInstalledError: the Triton kernels do not run on the device.
     """
-    device = torch.device(task.device)
-    samples = our_samples(task, decode_mode, repeats)
+    device, settings = torch.device(task.device), _settings(task, decode)
+    mode = _decode_mode(settings, task, repeats > 1 and shares_copies)
+    samples = our_samples(task, mode, repeats)
     samples = _with_backend(samples, randaugment_by, device)
-    loader = train_loader(samples, _settings(task), device, BadImages(samples.index, "raise"))
+    loader = train_loader(samples, settings, device, BadImages(samples.index, "raise"))
     batches = loader.batches(endless_specs(samples))
     return count_images((batch.images for batch in batches), task)
 
@@ -128,7 +139,7 @@ def _with_backend(
 # Inputs that the graph has when it ends after a stage.
 _INPUTS_UNTIL = {
     "read": {"path"},
-    "decode": {"path", "size", "anchor", "shape", "is_first", "source"},
+    "decode": {"path", "size", "anchor", "shape", "is_on_gpu", "is_first", "source"},
 }
 
 
@@ -138,33 +149,42 @@ def _stage_inputs(stage: str, decode_mode: DecodeMode) -> tuple[InputSpec, ...]:
 
 
 @pipeline_def(enable_conditionals=True)
-def _stage_graph(stage: str, decode_mode: DecodeMode, device: str, load: float) -> DataNode:
+def _stage_graph(stage: str, decode_mode: DecodeMode, decoding: Decoding) -> DataNode:
     """The training graph up to a stage; it puts out the shapes alone."""
     inputs = external_inputs(_stage_inputs(stage, decode_mode))
     if stage == "read":
         return read_files(inputs["path"]).shape()
     if decode_mode == "shared":
         sharing = (inputs["is_first"], inputs["source"])
-        images = decode_shared(inputs["path"], inputs["size"], device, load, *sharing)
+        images = decode_shared(inputs["path"], inputs["size"], decoding, *sharing)
+    elif decode_mode == "full":
+        images = decode(read_files(inputs["path"]), inputs["size"], decoding)
     else:
-        window = (inputs["anchor"], inputs["shape"]) if decode_mode == "roi" else None
-        images = decode(read_files(inputs["path"]), inputs["size"], device, load, window)
+        window = (inputs["anchor"], inputs["shape"])
+        encoded, size = read_files(inputs["path"]), inputs["size"]
+        if decode_mode == "hybrid":
+            images = decode_hybrid(encoded, size, decoding, window, inputs["is_on_gpu"])
+        else:
+            images = decode(encoded, size, decoding, window)
     return images.shape()
 
 
 def our_stage(
-    task: LoaderTask, stage: str, decode_mode: DecodeMode = "roi", repeats: int = 1
+    task: LoaderTask, stage: str, decode: DecodeSetting = "host", repeats: int = 1
 ) -> BatchCounts:
-    """Our loader cut off after `stage`: "read" or "decode"."""
+    """Our loader cut off after `stage`: "read" or "decode"; copies share their decoding."""
+    settings = _settings(task, decode)
+    decode_mode = _decode_mode(settings, task, repeats > 1)
     samples = our_samples(replace(task, randaugment=None), decode_mode, repeats)
-    division = _settings(task).division
+    division = settings.division
     names = [spec.name for spec in _stage_inputs(stage, decode_mode)]
     build = partial(
         _stage_graph,
         stage,
         decode_mode,
-        "cpu" if task.device == "cpu" else "gpu",
-        task.hw_decoder_load,
+        Decoding(
+            "cpu" if task.device == "cpu" else "gpu", settings.decoder, settings.hw_decoder_load
+        ),
         batch_size=task.batch,
         num_threads=division.threads_each,
         device_id=task.device_id,
@@ -254,9 +274,9 @@ def stages_group(task: LoaderTask) -> Group:
         {
             "draws": partial(our_draws, task),
             "read": partial(our_stage, task, "read"),
-            "decode roi": partial(our_stage, task, "decode", "roi"),
+            "decode roi": partial(our_stage, task, "decode", "host"),
             "decode full": partial(our_stage, task, "decode", "full"),
-            f"decode shared x{copies}": partial(our_stage, task, "decode", "shared", copies),
+            f"decode shared x{copies}": partial(our_stage, task, "decode", "host", copies),
             "resize": partial(our_loader, replace(task, randaugment=None)),
             "RandAugment": partial(our_loader, task),
         },
@@ -273,9 +293,13 @@ def stages_group(task: LoaderTask) -> Group:
 
 def repeated_augmentation_group(task: LoaderTask) -> Group:
     """Three copies of each image: one decode for all, or one for each copy."""
-    modes: tuple[DecodeMode, ...] = ("shared", "roi", "full")
+    alone = partial(our_loader, task, repeats=REPEATS_OF_RSB, shares_copies=False)
     return Group(
-        {mode: partial(our_loader, task, mode, REPEATS_OF_RSB) for mode in modes},
+        {
+            "shared": partial(our_loader, task, repeats=REPEATS_OF_RSB),
+            "roi": partial(alone, decode="host"),
+            "full": partial(alone, decode="full"),
+        },
         (RatePair("shared", "roi", target=1.3), RatePair("shared", "full", target=1.3)),
     )
 

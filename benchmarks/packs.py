@@ -37,6 +37,7 @@ from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.draws.samples import TrainSamples
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.system.cpus import available_cpus
+from pipelines.arguments import Decoding
 from pipelines.decoding import decode, read_images
 from pipelines.inputs import external_inputs
 from pipelines.training import train_inputs
@@ -76,7 +77,7 @@ def _window_graph(source: ImageSource) -> DataNode:
     names = (source, *_DECODED_BY)
     inputs = external_inputs([s for s in train_inputs("roi", 0, source) if s.name in names])
     window = (inputs["anchor"], inputs["shape"])
-    return decode(read_images(inputs), inputs["size"], "cpu", 0.0, window)
+    return decode(read_images(inputs), inputs["size"], Decoding(), window)
 
 
 def cpu_ms_per_image(samples: Mapping[str, TrainSamples], rounds: int) -> dict[str, dict[str, Any]]:

@@ -30,6 +30,7 @@ from benchmarks.mutations import mutated
 from benchmarks.report import new_report, report_progress, write_json
 from dali_rsb.dataset.image_header import ImageFormat, read_header_of_bytes
 from dali_rsb.errors import run_command
+from pipelines.arguments import Decoding
 from pipelines.decoding import decode
 
 MAX_PIXELS = 16_000_000  # of what is decoded here
@@ -92,7 +93,7 @@ class _Decoder:
             if window:
                 names = ("anchor", "shape")
                 ends = tuple(fn.external_source(name=n, dtype=types.INT32, ndim=1) for n in names)
-            pipeline.set_outputs(decode(encoded, size, "cpu", 0.0, ends))
+            pipeline.set_outputs(decode(encoded, size, Decoding(), ends))
         return pipeline
 
 

@@ -30,6 +30,7 @@ from dali_rsb.dataset.tiles.layout import CannotTileError, Tiles
 from dali_rsb.dataset.tiles.transcoding import transcode
 from dali_rsb.dataset.windows import Windows
 from dali_rsb.errors import UserError, run_command
+from pipelines.arguments import Decoding
 from pipelines.decoding import decode
 from pipelines.inputs import InputSpec, external_inputs, image_input, size_input
 
@@ -121,7 +122,7 @@ def _window_graph() -> DataNode:
     )
     inputs = external_inputs(specs)
     window = (inputs["anchor"], inputs["shape"])
-    return decode(inputs["encoded"], inputs["size"], "cpu", 0.0, window)
+    return decode(inputs["encoded"], inputs["size"], Decoding(), window)
 
 
 def _graph(batch_size: int) -> Pipeline:

@@ -1,4 +1,4 @@
-"""The command `python -m dali_rsb.doctor [DATA]`: what on this machine keeps training from running
+"""The command `dali-rsb doctor [DATA]`: what on this machine keeps training from running
 fast, or at all, and the command that fixes it.
 
 Exit code: 0 without problems, 1 with problems, 2 for a mistake in the command line.
@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from dali_rsb.checks.machine import gpu, software, storage
+from dali_rsb.checks.machine import decoders, gpu, software, storage
 from dali_rsb.checks.machine import host as machine
 from dali_rsb.checks.machine.finding import Finding
-from dali_rsb.checks.machine.probe import ask
+from dali_rsb.checks.machine.probe import DECODE, ask
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.system.cpus import available_cpus
 
@@ -88,10 +88,18 @@ def _software(gpus: list[gpu.Gpu], driver: str | None) -> Iterator[Finding]:
         yield gpu.check_dali_runs("CPU", ask("dali_cpu"))
         if gpus:
             yield gpu.check_dali_runs("GPU", ask("dali_gpu"))
+        yield from _decoders(on_gpu=bool(gpus))
     yield gpu.check_jpeg_engine(gpus, ask("jpeg_engine") if gpus else {})
     for name in ("torchvision", "triton", "timm"):
         yield software.check_package(name, packages.get(name, packages))
     yield software.check_apex()
+
+
+def _decoders(on_gpu: bool) -> Iterator[Finding]:
+    """Every way to decode, each in a process of its own; without a GPU they are two."""
+    for way in decoders.WAYS if on_gpu else ("host", "full"):
+        answer = ask(f"{DECODE}{'gpu ' if on_gpu else ''}{way}")
+        yield decoders.check_decoder(way, on_gpu, answer)
 
 
 def _data(data: Path | None, gpus: list[gpu.Gpu]) -> Iterator[Finding]:

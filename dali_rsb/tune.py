@@ -3,10 +3,11 @@
 Finds the fastest settings of the training loader for this machine and the images of a
 configuration, and stores them for training to pick up. It measures the loader alone, with all of
 its augmentation and no model. On a GPU machine it searches threads, prefetch depth, the number of
-round-robin pipelines, the batches that share an iteration, window or whole-image decoding, and the
-share of the JPEG engine. Without a GPU, model and loader share the CPUs, and more loader threads
-would only take from the model: threads stay at this process's share of the CPUs. Keys that the
-configuration sets are left alone.
+round-robin pipelines, the batches that share an iteration, who decodes (the CPUs, the GPU or both),
+and the share of the JPEG engine. Each way to decode is measured in a process of its own there: one
+that crashes is a line in the table. Without a GPU, model and loader share the CPUs, and more loader
+threads would only take from the model: threads stay at this process's share of the CPUs. Keys that
+the configuration sets are left alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -30,6 +32,7 @@ from dali_rsb.dataset import DatasetIndex
 from dali_rsb.draws.samples import TrainSamples
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.loader.bad_images import BadImages
+from dali_rsb.loader.decoding import fault_of_gpu_windows, nvimgcodec_version
 from dali_rsb.loader.settings import DecodeSetting, LoaderSettings, default_settings
 from dali_rsb.run.console import console_messages
 from dali_rsb.run.processes import Processes, processes
@@ -40,7 +43,8 @@ from dali_rsb.training.assembly import (
     train_samples,
 )
 from dali_rsb.training.datasets import open_training
-from dali_rsb.tuning.search import LoaderRate, Result, Search, Space
+from dali_rsb.tuning.apart import MeasureApart
+from dali_rsb.tuning.search import LoaderDiedError, LoaderRate, Result, Search, Space
 from dali_rsb.tuning.settings import NAMES, given_settings, tuning_key
 from dali_rsb.tuning.store import Tuned, store_tuned
 
@@ -51,6 +55,9 @@ MIN_SECONDS = 5.0
 # A whole search on a GPU takes about so many measurements; each also builds a pipeline.
 _MEASUREMENTS = 50
 _MIN_BATCHES = 4
+# Threads to try on a GPU, as shares of this process's CPUs. Few of them too: a decoder of the GPU
+# has as many threads of its own beside the pipeline's.
+THREAD_SHARES = (0.25, 0.5, 0.75, 1, 1.5, 2)
 
 
 def main() -> None:
@@ -105,8 +112,12 @@ def tune(config: Config, this_process: Processes, seconds: float) -> Tuned:
             "data.hw_decoder_load"
         )
     logger.info("tuning the loader alone for %s, %s", index.origin, _scope(this_process, batch))
-    meter = LoaderMeter(config, index, this_process, batch, seconds / _MEASUREMENTS)
-    names = NAMES if this_process.device.type == "cuda" else NAMES[:-1]
+    of_one = seconds / _MEASUREMENTS
+    # What decodes on a GPU may crash: it is measured in processes of its own.
+    apart = MeasureApart(partial(_meter, config, this_process, batch, of_one))
+    on_gpu = this_process.device.type == "cuda"
+    meter = apart if on_gpu else LoaderMeter(config, index, this_process, batch, of_one)
+    names = NAMES if on_gpu else NAMES[:-1]
 
     def tell(settings: LoaderSettings, rate: LoaderRate, spent_s: float) -> None:
         logger.info(
@@ -115,7 +126,15 @@ def tune(config: Config, this_process: Processes, seconds: float) -> Tuned:
             *(f"{rate.img_per_s:,.0f}", rate.cpu_ms_per_img),
         )
 
-    result = Search(meter, time.monotonic, seconds, tell).run(start, space)
+    try:
+        result = Search(meter, time.monotonic, seconds, tell).run(start, space)
+    except LoaderDiedError as death:
+        raise UserError(
+            f"the loader with {describe(start, names)} cannot be measured: {death}; run dali-rsb "
+            "doctor"
+        ) from death
+    finally:
+        apart.close()
     print(table(result, start, names))
     tuned = Tuned(
         settings={name: getattr(result.best, name) for name in space.names},
@@ -127,6 +146,14 @@ def tune(config: Config, this_process: Processes, seconds: float) -> Tuned:
     print(verdict(result, start))
     print(f"stored in {path}; training with this configuration on this machine uses it")
     return tuned
+
+
+def _meter(
+    config: Config, this_process: Processes, batch_per_device: int, seconds: float
+) -> LoaderMeter:
+    """The measurement in a process of its own, which opens the images for itself."""
+    index = open_training(config.data)
+    return LoaderMeter(config, index, this_process, batch_per_device, seconds)
 
 
 class LoaderMeter:
@@ -201,15 +228,15 @@ def search_space(config: Config, this_process: Processes, start: LoaderSettings)
     if on_gpu and data.hw_decoder_load is None and count_jpeg_engines() != 0:
         loads += [0.0, 0.9, 1.0]
     modes: list[DecodeSetting] = [start.decode]
-    if data.decode is None and not decodes_once_for_all_copies(config, this_process):
-        modes = ["roi", "full"]
+    if data.decode == "auto" and not decodes_once_for_all_copies(config, this_process):
+        modes = _modes(this_process, nvimgcodec_version())
     threads: list[int] = []
     if on_gpu and data.threads is None:
-        threads = sorted({max(1, round(start.threads * f)) for f in (0.5, 0.75, 1, 1.5, 2)})
+        threads = sorted({max(1, round(start.threads * f)) for f in THREAD_SHARES})
     batches_per_run: list[int] = []
     if data.batches_per_run is None:
         start_runs = start.batches_per_run
-        batches_per_run = sorted({1, start_runs, 2 * start_runs})
+        batches_per_run = [1, 2, 4, 8] if on_gpu else sorted({1, start_runs, 2 * start_runs})
     return Space(
         decoding=[(mode, load) for mode in modes for load in loads],
         threads=threads,
@@ -217,6 +244,18 @@ def search_space(config: Config, this_process: Processes, start: LoaderSettings)
         pipelines=[1, 2, 4] if data.pipelines is None else [],
         batches_per_run=batches_per_run,
     )
+
+
+def _modes(this_process: Processes, version: tuple[int, int] | None) -> list[DecodeSetting]:
+    """Ways to decode that are worth trying here, the default first.
+
+    Args:
+        version: of nvImageCodec.
+    """
+    if this_process.device.type != "cuda":
+        return ["host", "full"]
+    gpu_windows: list[DecodeSetting] = [] if fault_of_gpu_windows(version) else ["roi"]
+    return ["host", "hybrid", "full", *gpu_windows]
 
 
 def _starting_point(
@@ -240,7 +279,7 @@ def describe(settings: LoaderSettings, names: Sequence[str]) -> str:
 
 
 def table(result: Result, start: LoaderSettings, names: Sequence[str]) -> str:
-    """All settings that were tried, the fastest first."""
+    """All settings that were tried, the fastest first; those that failed last, with the reason."""
     rows = [("settings", "img/s (spread)", "CPU ms/img", "runs")]
     ranked = sorted(result.rates.items(), key=lambda item: -_median(item[1]))
     for settings, rates in ranked:
@@ -250,6 +289,8 @@ def table(result: Result, start: LoaderSettings, names: Sequence[str]) -> str:
         spread = f"{_median(rates):,.0f} ({min(img_per_s):,.0f} to {max(img_per_s):,.0f})"
         cpu_ms = statistics.median(rate.cpu_ms_per_img for rate in rates)
         rows.append((describe(settings, names) + marks, spread, f"{cpu_ms:.2f}", f"{len(rates)}"))
+    for settings, reason in result.deaths.items():
+        rows.append((describe(settings, names), reason, "", ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows

@@ -5,7 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipelines.types import HW_DECODER_LOAD, IMAGENET_FILL, DecodeMode, HostResize, ImageSource
+from pipelines.types import (
+    HW_DECODER_LOAD,
+    IMAGENET_FILL,
+    DecodeMode,
+    Decoder,
+    HostResize,
+    ImageSource,
+)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """By whom images are decoded, and where they are then.
+
+    Attributes:
+        device: where the pipeline's operators run, as DALI names it.
+        decoder: who decodes for a GPU; the host's pixels are Pillow's to the bit.
+        hw_decoder_load: share of what the GPU decodes for its JPEG engine, where it has one.
+    """
+
+    device: Literal["cpu", "gpu"] = "cpu"
+    decoder: Decoder = "host"
+    hw_decoder_load: float = HW_DECODER_LOAD
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether a decoder of the GPU is used."""
+        return self.device == "gpu" and self.decoder == "gpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +45,7 @@ class PipelineArguments:
         num_threads: CPU threads of the pipeline.
         device_id: the GPU, or None for a CPU pipeline.
         prefetch: iterations in flight at once.
-        hw_decoder_load: share of a batch for the GPU's JPEG engine, where it has one.
+        decoder, hw_decoder_load: see `Decoding`.
         source: whether the pipeline is fed file names or encoded images.
     """
 
@@ -27,6 +54,7 @@ class PipelineArguments:
     num_threads: int
     device_id: int | None
     prefetch: int = 2
+    decoder: Decoder = "host"
     hw_decoder_load: float = HW_DECODER_LOAD
     source: ImageSource = "path"
 
@@ -34,6 +62,11 @@ class PipelineArguments:
     def device(self) -> Literal["cpu", "gpu"]:
         """Where operators run, as DALI names it."""
         return "cpu" if self.device_id is None else "gpu"
+
+    @property
+    def decoding(self) -> Decoding:
+        """By whom images are decoded."""
+        return Decoding(self.device, self.decoder, self.hw_decoder_load)
 
     @property
     def of_dali(self) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 
+from pipelines.arguments import Decoding
 from pipelines.inputs import external_inputs, image_input, size_input
-from pipelines.types import HW_DECODER_LOAD, HostResize, ImageSource
+from pipelines.types import HostResize, ImageSource
 
 
 def read_files(paths: DataNode) -> DataNode:
@@ -46,11 +48,10 @@ def _of_size(encoded: DataNode, size: DataNode) -> DataNode:
 def decode(
     encoded: DataNode,
     size: DataNode,
-    device: str,
-    hw_decoder_load: float,
+    decoding: Decoding,
     window: tuple[DataNode, DataNode] | None = None,
 ) -> DataNode:
-    """Decode to uint8 HWC RGB as PIL's convert("RGB") does.
+    """Decode to uint8 HWC RGB on the pipeline's device, as PIL's convert("RGB") does.
 
     Orientation tags are ignored (timm does not rotate) and chroma is upsampled with libjpeg's
     triangle filter ("fancy"), which the CPU decoder always does and the GPU decoder must be told.
@@ -58,30 +59,53 @@ def decode(
     Args:
         size: int32 (height, width, 3). An image whose header cannot be read or states another size
             makes the batch fail before anything is decoded.
-        device: "cpu" or "gpu".
-        hw_decoder_load: share of a batch that goes to the GPU's JPEG engine, where it has one.
+        decoding: by whom, and on which device the images are then.
         window: (top, left) and (height, width), int32 [2] each, inside the image, to decode only
             that part.
     """
     encoded = _of_size(encoded, size)
     options: dict[str, Any] = {
-        "device": "mixed" if device == "gpu" else "cpu",
+        "device": "mixed" if decoding.is_on_gpu else "cpu",
         "output_type": types.RGB,
         "adjust_orientation": False,
     }
-    if device == "gpu":
-        options |= {"jpeg_fancy_upsampling": True, "hw_decoder_load": hw_decoder_load}
+    if decoding.is_on_gpu:
+        load = decoding.hw_decoder_load
+        options |= {"jpeg_fancy_upsampling": True, "hw_decoder_load": load}
     if window is None:
-        return fn.decoders.image(encoded, **options)
-    anchor, shape = window
-    return fn.decoders.image_slice(encoded, anchor, shape, axes=[0, 1], **options)
+        decoded = fn.decoders.image(encoded, **options)
+    else:
+        anchor, shape = window
+        decoded = fn.decoders.image_slice(encoded, anchor, shape, axes=[0, 1], **options)
+    return decoded.gpu() if decoding.device == "gpu" and not decoding.is_on_gpu else decoded
+
+
+def decode_hybrid(
+    encoded: DataNode,
+    size: DataNode,
+    decoding: Decoding,
+    window: tuple[DataNode, DataNode],
+    is_on_gpu: DataNode,
+) -> DataNode:
+    """Decode the windows of some images on the host and the whole of the others on the GPU.
+
+    The CPUs and the JPEG engine then work on one batch at the same time. To be called from a
+    pipeline definition with `enable_conditionals=True`.
+
+    Args:
+        is_on_gpu: bool, for each row.
+    """
+    if is_on_gpu:
+        decoded = decode(encoded, size, replace(decoding, decoder="gpu", hw_decoder_load=1.0))
+    else:
+        decoded = decode(encoded, size, replace(decoding, decoder="host"), window)
+    return decoded
 
 
 def decode_shared(
     images: DataNode,
     size: DataNode,
-    device: str,
-    hw_decoder_load: float,
+    decoding: Decoding,
     is_first: DataNode,
     source: DataNode,
     are_paths: bool = True,
@@ -92,16 +116,16 @@ def decode_shared(
 
     Args:
         images: names of files to read or, without `are_paths`, encoded images.
-        size: see `decode`.
+        size, decoding: see `decode`.
         is_first: bool, rows to decode.
         source: int32, for each row the row whose image it takes.
     """
     if is_first:
         encoded = read_files(images) if are_paths else images
-        decoded = decode(encoded, size, device, hw_decoder_load)
+        decoded = decode(encoded, size, decoding)
     else:
         pixel = np.zeros((1, 1, 3), np.uint8)  # never looked at
-        decoded = types.Constant(pixel, layout="HWC", device=device)
+        decoded = types.Constant(pixel, layout="HWC", device=decoding.device)
     return fn.permute_batch(decoded, indices=source)
 
 
@@ -146,9 +170,9 @@ def resize_window(
 
 
 @pipeline_def(batch_size=1, num_threads=1, prefetch_queue_depth=1)
-def _decode_graph(source: ImageSource, device: str) -> DataNode:
+def _decode_graph(source: ImageSource, decoding: Decoding) -> DataNode:
     inputs = external_inputs((image_input(source), size_input()))
-    return decode(read_images(inputs), inputs["size"], device, HW_DECODER_LOAD)
+    return decode(read_images(inputs), inputs["size"], decoding)
 
 
 def decode_check_pipeline(source: ImageSource = "path", device_id: int | None = None) -> Pipeline:
@@ -158,4 +182,5 @@ def decode_check_pipeline(source: ImageSource = "path", device_id: int | None = 
         source: whether it is fed file names or encoded images; `size` is fed beside them.
         device_id: the GPU, or None for the CPU's decoder.
     """
-    return _decode_graph(source, "cpu" if device_id is None else "gpu", device_id=device_id)
+    decoding = Decoding() if device_id is None else Decoding("gpu", "gpu")
+    return _decode_graph(source, decoding, device_id=device_id)

@@ -28,8 +28,7 @@ def eval_inputs(source: ImageSource = "path") -> tuple[InputSpec, ...]:
 @pipeline_def
 def _eval_graph(arguments: EvalArguments) -> DataNode:
     inputs = external_inputs(eval_inputs(arguments.source))
-    encoded, load = read_images(inputs), arguments.hw_decoder_load
-    images = decode(encoded, inputs["size"], arguments.device, load)
+    images = decode(read_images(inputs), inputs["size"], arguments.decoding)
     interpolation = types.DALIInterpType(INTERPOLATIONS[arguments.interpolation])
     return resize_window(images, arguments.size_px, inputs["start"], inputs["end"], interpolation)
 

@@ -8,6 +8,7 @@ from nvidia.dali.data_node import DataNode
 from pipelines.arguments import TrainArguments
 from pipelines.decoding import (
     decode,
+    decode_hybrid,
     decode_shared,
     read_images,
     resize_window,
@@ -26,12 +27,14 @@ def train_inputs(
     `path` or `encoded`: file name or encoded image, uint8. `size`: int32 (height, width, 3) of the
     whole image. `interpolation`: a DALIInterpType as int32. `start`, `end`: the window to resize,
     float32 (y, x), swapped in x to mirror; in pixels of the decoded part. `anchor`, `shape`: the
-    part to decode, int32 (y, x), in "roi" mode. `is_first`, `source`: see `decode_shared`, in
-    "shared" mode. Then RandAugment's.
+    part to decode, int32 (y, x), in "roi" and "hybrid" mode. `is_on_gpu`: see `decode_hybrid`, in
+    "hybrid" mode. `is_first`, `source`: see `decode_shared`, in "shared" mode. Then RandAugment's.
     """
+    window = (InputSpec("anchor", types.INT32, 1), InputSpec("shape", types.INT32, 1))
     of_mode = {
-        "roi": (InputSpec("anchor", types.INT32, 1), InputSpec("shape", types.INT32, 1)),
+        "roi": window,
         "full": (),
+        "hybrid": (*window, InputSpec("is_on_gpu", types.BOOL, 0)),
         "shared": (InputSpec("is_first", types.BOOL, 0), InputSpec("source", types.INT32, 0)),
     }
     return (
@@ -48,22 +51,22 @@ def train_inputs(
 @pipeline_def(enable_conditionals=True)
 def _train_graph(arguments: TrainArguments) -> DataNode:
     decode_mode, source = arguments.decode_mode, arguments.source
-    device, load = arguments.device, arguments.hw_decoder_load
     size_px, num_layers = arguments.size_px, arguments.randaugment_layers
     inputs = external_inputs(train_inputs(decode_mode, num_layers, source))
+    size, decoding = inputs["size"], arguments.decoding
     if decode_mode == "shared":
-        images = decode_shared(
-            inputs[source],
-            inputs["size"],
-            device,
-            load,
-            inputs["is_first"],
-            inputs["source"],
-            are_paths=source == "path",
-        )
+        sharing = (inputs["is_first"], inputs["source"])
+        are_paths = source == "path"
+        images = decode_shared(inputs[source], size, decoding, *sharing, are_paths=are_paths)
+    elif decode_mode == "full":
+        images = decode(read_images(inputs), size, decoding)
     else:
-        part = (inputs["anchor"], inputs["shape"]) if decode_mode == "roi" else None
-        images = decode(read_images(inputs), inputs["size"], device, load, part)
+        part = (inputs["anchor"], inputs["shape"])
+        if decode_mode == "hybrid":
+            rows = inputs["is_on_gpu"]
+            images = decode_hybrid(read_images(inputs), size, decoding, part, rows)
+        else:
+            images = decode(read_images(inputs), size, decoding, part)
     window = (inputs["start"], inputs["end"])
     if arguments.host_resize is not None:
         images = resize_window_on_host(
@@ -78,7 +81,7 @@ def _train_graph(arguments: TrainArguments) -> DataNode:
         num_layers=num_layers,
         size_px=(size_px, size_px),
         fill=arguments.fill,
-        device=device,
+        device=arguments.device,
     )
 
 

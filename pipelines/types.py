@@ -8,8 +8,12 @@ from typing import Literal
 import numpy as np
 
 # What is decoded of an image. "roi": the crop window alone. "full": the whole image, as a GPU's
-# JPEG engine does anyway. "shared": the whole image, once for all its copies in the batch.
-DecodeMode = Literal["roi", "full", "shared"]
+# JPEG engine does anyway. "hybrid": of some images the window on the host, of the others the whole
+# on the GPU. "shared": the whole image, once for all its copies in the batch.
+DecodeMode = Literal["roi", "full", "hybrid", "shared"]
+
+# Who decodes for a GPU pipeline: the host's CPUs, or the GPU with its JPEG engine.
+Decoder = Literal["host", "gpu"]
 
 # How images come to a pipeline, and the name of that input: names of files, which the pipeline
 # reads, or encoded images, such as parts of a shard.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, PAIR_BLOCK
 from dali_rsb.draws.policy import parse_tokens
@@ -25,6 +25,11 @@ def _absolute(path: Path) -> Path:
         raise ValueError(
             f"there is no home directory for {path.parts[0]}; write the path out"
         ) from None
+
+
+def _auto_if_none(value: object) -> object:
+    """Checkpoints of earlier versions hold none where auto is meant."""
+    return "auto" if value is None else value
 
 
 def _own_name(name: str) -> str:
@@ -92,8 +97,8 @@ class Data(Section):
     allow_overlap: bool = Field(
         False, description="let training and validation share files, as to overfit a few on purpose"
     )
-    # Where the next six are not given: what `dali-rsb tune` found for this machine and these
-    # images, else the default in brackets.
+    # Where the next six are not given (decode: auto): what `dali-rsb tune` found for this machine
+    # and these images, else the default in brackets.
     threads: Annotated[int, Field(gt=0, le=4096)] | None = Field(
         None, description="DALI threads of a process (its share of the CPUs)"
     )
@@ -106,11 +111,17 @@ class Data(Section):
     batches_per_run: Annotated[int, Field(gt=0, le=65536)] | None = Field(
         None, description="batches in one run of a DALI pipeline (GPU: 1; CPU: up to 1,024 images)"
     )
-    decode: Literal["roi", "full"] | None = Field(
-        None, description="decode the crop window or the whole image (roi)"
+    decode: Annotated[
+        Literal["auto", "host", "full", "hybrid", "roi"], BeforeValidator(_auto_if_none)
+    ] = Field(
+        "auto",
+        description="who decodes for a GPU: host, the CPUs, crop windows alone; full, the GPU, "
+        "whole images; hybrid, the GPU a share of each batch; roi, the GPU, crop windows; auto: "
+        "what tuning found, else host. Without a GPU, full decodes whole images, else crop windows",
     )
     hw_decoder_load: Fraction | None = Field(
-        None, description="share of images for the GPU's JPEG engine (0.65)"
+        None,
+        description="share of the images for the GPU's JPEG engine, in hybrid for the GPU (0.65)",
     )
     on_bad_image: Literal["substitute", "raise"] = Field(
         "substitute", description="put the next image in the place of an undecodable one, or stop"

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     VERTICAL_FLIP = 4
     ERASING = 5
     ERASING_NOISE = 6
+    DECODER = 7
 
 
 # Gives the uniforms [rows, width] of one purpose for some rows, wherever these stand.

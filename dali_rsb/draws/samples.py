@@ -36,6 +36,8 @@ class TrainTransform:
         interpolation: "bilinear", "bicubic" or "random" (one of the two for each image).
         randaugment: policy, or None.
         decode_mode: which part of an image is decoded, and how often.
+        gpu_share: "hybrid": share of the images that the GPU decodes, on average; which they are
+            depends on the position alone.
         randaugment_by: who computes it: the DALI pipeline, or the kernels behind it.
     """
 
@@ -47,6 +49,7 @@ class TrainTransform:
     randaugment: RandAugmentPolicy | None = None
     decode_mode: DecodeMode = "roi"
     vflip: float = 0.0
+    gpu_share: float = 0.0
     randaugment_by: Literal["pipeline", "kernels"] = "pipeline"
 
     @property
@@ -69,7 +72,10 @@ class TrainTransform:
         windows = random_resized_crop(
             widths, heights, numbers[:, :CROP_UNIFORMS], self.scale, self.ratio
         )
-        inputs = self._window_inputs(windows, flip=numbers[:, FLIP] < self.hflip)
+        is_whole = self._is_whole(draw, len(widths))
+        inputs = self._window_inputs(windows, numbers[:, FLIP] < self.hflip, is_whole)
+        if self.decode_mode == "hybrid":
+            inputs["is_on_gpu"] = is_whole
         inputs["interpolation"] = self._interpolations(numbers[:, INTERPOLATION])
         if self.vflip > 0:
             numbers = draw(Stream.VERTICAL_FLIP, 1)
@@ -90,13 +96,21 @@ class TrainTransform:
     def _randaugment_draws(policy: RandAugmentPolicy, draw: Draw) -> RandAugmentDraws:
         return policy.draw(draw(Stream.RANDAUGMENT, policy.num_uniforms))
 
-    def _window_inputs(self, windows: Windows, flip: np.ndarray) -> dict[str, np.ndarray]:
+    def _is_whole(self, draw: Draw, rows: int) -> np.ndarray:
+        """bool [rows]: whether the whole image is decoded, not its window alone."""
+        if self.decode_mode == "hybrid":
+            return draw(Stream.DECODER, 1)[:, 0] < self.gpu_share
+        return np.full(rows, self.decode_mode != "roi")
+
+    def _window_inputs(
+        self, windows: Windows, flip: np.ndarray, is_whole: np.ndarray
+    ) -> dict[str, np.ndarray]:
         start = np.stack([windows.top, windows.left], axis=1)
         size = np.stack([windows.height, windows.width], axis=1)
         inputs = {}
-        if self.decode_mode == "roi":
+        if self.decode_mode in ("roi", "hybrid"):
             inputs = {"anchor": start.astype(np.int32), "shape": size.astype(np.int32)}
-            start = np.zeros_like(start)
+            start = np.where(is_whole[:, None], start, 0)
         end = start + size
         _swap_ends(start, end, flip, axis=1)
         inputs |= {"start": start.astype(np.float32), "end": end.astype(np.float32)}
@@ -269,9 +283,14 @@ def _windows_of(inputs: Mapping[str, np.ndarray]) -> Windows:
 
 def _move_windows(inputs: Mapping[str, np.ndarray], rows: np.ndarray, by_px: np.ndarray) -> None:
     """Move the windows of some rows in the image that is decoded: by (y, x), [len(rows), 2]."""
-    names = ("anchor",) if "anchor" in inputs else ("start", "end")
-    for name in names:
-        inputs[name][rows] += by_px.astype(inputs[name].dtype)
+    if "anchor" in inputs:
+        inputs["anchor"][rows] += by_px.astype(np.int32)
+        if "is_on_gpu" not in inputs:
+            return
+        is_whole = inputs["is_on_gpu"][rows]
+        rows, by_px = rows[is_whole], by_px[is_whole]
+    for name in ("start", "end"):
+        inputs[name][rows] += by_px.astype(np.float32)
 
 
 def shared_decode_inputs(indices: np.ndarray) -> dict[str, np.ndarray]:

@@ -45,6 +45,8 @@ from dali_rsb.dropin.foreign import read_dataset
 from dali_rsb.errors import UserError
 from dali_rsb.kernels.random_erasing import EraseMode
 from dali_rsb.loader.bad_images import BadImages, OnBadImage
+from dali_rsb.loader.decoding import checked_decode
+from dali_rsb.loader.settings import DecodeSetting
 from pipelines.types import HW_DECODER_LOAD, INTERPOLATIONS
 
 logger = logging.getLogger(__name__)
@@ -95,7 +97,10 @@ class DaliLoader(EpochLoader):
         device: default a GPU if there is one.
         num_threads: CPU threads; default this process's share of the CPUs it may use.
         prefetch: batches in flight, at least 2; on a CPU rounded up to an even number.
-        hw_decoder_load: share of images for the GPU's JPEG engine, where it has one.
+        decode: who decodes for a GPU: "host", the CPUs, crop windows alone and Pillow's pixels;
+            "full", the GPU, whole images; "hybrid", the GPU a share of each batch and the CPUs the
+            rest. "roi", the GPU, crop windows, is refused where nvImageCodec cannot do it.
+        hw_decoder_load: share of the images for the GPU's JPEG engine, in hybrid for the GPU.
         seed: of order and draws.
         num_replicas, rank: processes that share an epoch; default torch.distributed's, or one. To
             evaluate, they are given equally many images, the first ones twice if need be.
@@ -155,6 +160,7 @@ class DaliLoader(EpochLoader):
         device: str | torch.device | None = None,
         num_threads: int | None = None,
         prefetch: int = 3,
+        decode: DecodeSetting = "host",
         hw_decoder_load: float = HW_DECODER_LOAD,
         seed: int = 0,
         num_replicas: int | None = None,
@@ -251,7 +257,11 @@ class DaliLoader(EpochLoader):
             preprocessing,
             Output(dtype, mean, std, channels_last),
             Resources(
-                resolve_device(device), num_threads or default_threads(), prefetch, hw_decoder_load
+                resolve_device(device),
+                num_threads or default_threads(),
+                prefetch,
+                hw_decoder_load,
+                checked_decode(decode),
             ),
             BadImages(
                 images.index,

@@ -35,7 +35,7 @@ from dali_rsb.loader.batch import Batch, MixedBatch
 from dali_rsb.loader.builders import eval_loader, train_loader
 from dali_rsb.loader.loader import Loader
 from dali_rsb.loader.rand_augment import with_backend
-from dali_rsb.loader.settings import LoaderSettings
+from dali_rsb.loader.settings import DecodeSetting, LoaderSettings
 from dali_rsb.system.cpus import threads_per_process
 from pipelines.types import HW_DECODER_LOAD
 
@@ -77,12 +77,13 @@ class Resources:
     num_threads: int
     prefetch: int = 3
     hw_decoder_load: float = HW_DECODER_LOAD
+    decode: DecodeSetting = "host"
 
     @property
     def settings(self) -> LoaderSettings:
         """The same as settings of the loader, with the default number of pipelines."""
         return LoaderSettings.untuned(
-            self.device, self.num_threads, self.prefetch, self.hw_decoder_load
+            self.device, self.num_threads, self.prefetch, self.hw_decoder_load, self.decode
         )
 
 
@@ -145,6 +146,10 @@ class EpochLoader:
         self._images = images
         if isinstance(preprocessing, TrainPreprocessing):
             transform = with_backend(preprocessing.transform, "auto", resources.device)
+            if transform.decode_mode != "shared":
+                mode = resources.settings.decode_mode(resources.device)
+                share = resources.hw_decoder_load
+                transform = replace(transform, decode_mode=mode, gpu_share=share)
             preprocessing = replace(preprocessing, transform=transform)
         self._preprocessing = preprocessing
         self._output = output

@@ -12,6 +12,7 @@ from nvidia.dali import Pipeline
 from dali_rsb.draws.samples import EvalSamples, TrainSamples
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.cpu_resize import CpuResize
+from dali_rsb.loader.decoding import check_decode, nvimgcodec_version
 from dali_rsb.loader.loader import Loader, Samples, device_id
 from dali_rsb.loader.settings import LoaderSettings
 from pipelines import EvalArguments, TrainArguments, eval_pipeline, train_pipeline
@@ -28,10 +29,13 @@ def train_loader(
     """The loader of some training samples.
 
     Args:
-        settings: all but `decode`, which `samples.transform` says.
+        settings: `samples.transform` says which part of an image is decoded; these say by whom.
         device: where images are decoded and augmented, and where batches are.
         bad_images: what to do about images that cannot be decoded; loaders may share it.
         fill: colour that geometric operations bring in.
+
+    Raises:
+        UserError: images cannot be decoded as `settings` say.
     """
     arguments = TrainArguments(
         size_px=samples.transform.size_px,
@@ -39,6 +43,7 @@ def train_loader(
         num_threads=settings.division.threads_each,
         device_id=device_id(device),
         prefetch=settings.division.prefetch_each,
+        decoder=settings.decoder,
         hw_decoder_load=settings.hw_decoder_load,
         source=samples.index.image_source,
         decode_mode=samples.transform.decode_mode,
@@ -62,6 +67,7 @@ def eval_loader(
         num_threads=settings.division.threads_each,
         device_id=device_id(device),
         prefetch=settings.division.prefetch_each,
+        decoder=settings.decoder,
         hw_decoder_load=settings.hw_decoder_load,
         source=samples.index.image_source,
         interpolation=interpolation,
@@ -85,6 +91,7 @@ def _loader(
     bad_images: BadImages,
     fill: tuple[int, int, int] = IMAGENET_FILL,
 ) -> Loader:
+    check_decode(settings.decode, device, nvimgcodec_version())
     return Loader(
         samples,
         build,
@@ -94,4 +101,5 @@ def _loader(
         settings.batches_per_run,
         settings.division.pipelines,
         fill,
+        decodes_on_gpu=settings.decode != "host",
     )

@@ -59,6 +59,7 @@ class Loader:
         batches_per_run: how many batches share a run.
         pipelines: how many pipelines take turns (see `graph_runner.Division`).
         fill: colour that geometric operations bring in, where they are left to the kernels.
+        decodes_on_gpu: whether the pipelines use a decoder of the GPU, which may refuse images.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Loader:
         batches_per_run: int = 1,
         pipelines: int = 1,
         fill: tuple[int, int, int] = IMAGENET_FILL,
+        decodes_on_gpu: bool = False,
     ) -> None:
         self._samples = samples
         self._device = device
@@ -78,6 +80,7 @@ class Loader:
         self._bad_images = bad_images
         self._batches_per_run = batches_per_run
         self._fill = fill
+        self._decodes_on_gpu = decodes_on_gpu
 
     @property
     def prefetch(self) -> int:
@@ -152,7 +155,8 @@ class Loader:
     def _find_bad_images(self, waiting: deque[_Run], error: RuntimeError) -> None:
         """Replace the images that made the pipeline fail; raise the error if there are none."""
         indices = np.unique(np.concatenate([joined_indices(run.specs) for run in waiting]))
-        self._bad_images.find(indices, error, device_id(self._device))
+        gpu = device_id(self._device) if self._decodes_on_gpu else None
+        self._bad_images.find(indices, error, gpu)
 
     def _restart(self, waiting: deque[_Run]) -> None:
         """Start the runs in flight again."""

@@ -10,10 +10,12 @@ import torch
 
 from dali_rsb.loader.executor import Division, default_pipelines
 from dali_rsb.system.cpus import threads_per_process
-from pipelines.types import HW_DECODER_LOAD
+from pipelines.types import HW_DECODER_LOAD, DecodeMode, Decoder
 
-# The decode modes to choose between; the third, "shared", follows from the copies in a batch.
-DecodeSetting = Literal["roi", "full"]
+# How images are decoded for a GPU. "host": the crop window, by the CPUs. "full": the whole image,
+# by the GPU. "hybrid": a share of each batch as "full", the rest as "host". "roi": the crop window,
+# by the GPU. Without a GPU, all but "full" decode the window.
+DecodeSetting = Literal["host", "full", "hybrid", "roi"]
 
 # An iteration of the CPU pipeline costs milliseconds for each layer of RandAugment before the first
 # image, and interrupts PyTorch's threads, which wait for each other. Few long iterations serve
@@ -32,15 +34,16 @@ class LoaderSettings:
         prefetch: iterations in flight, in all pipelines together.
         pipelines: equal pipelines that serve round-robin.
         batches_per_run: batches that share one iteration of a pipeline.
-        decode: the crop window alone or the whole image.
-        hw_decoder_load: share of images for the GPU's JPEG engine.
+        decode: by whom, and the crop window alone or the whole image.
+        hw_decoder_load: share of the images that the GPU decodes for its JPEG engine; hybrid:
+            share of all images that the GPU decodes.
     """
 
     threads: int
     prefetch: int = 3
     pipelines: int = 1
     batches_per_run: int = 1
-    decode: DecodeSetting = "roi"
+    decode: DecodeSetting = "host"
     hw_decoder_load: float = HW_DECODER_LOAD
 
     @classmethod
@@ -50,10 +53,22 @@ class LoaderSettings:
         threads: int,
         prefetch: int = 3,
         hw_decoder_load: float = HW_DECODER_LOAD,
+        decode: DecodeSetting = "host",
     ) -> LoaderSettings:
         """Settings for a device where nobody has measured: its default number of pipelines."""
         pipelines = default_pipelines(device, threads)
-        return cls(threads, prefetch, pipelines, hw_decoder_load=hw_decoder_load)
+        return cls(threads, prefetch, pipelines, decode=decode, hw_decoder_load=hw_decoder_load)
+
+    def decode_mode(self, device: torch.device) -> DecodeMode:
+        """Which part of an image is decoded, where copies do not share it."""
+        if self.decode == "full" or (self.decode == "hybrid" and device.type == "cuda"):
+            return self.decode
+        return "roi"
+
+    @property
+    def decoder(self) -> Decoder:
+        """Who decodes for a GPU what is not shared out between both."""
+        return "gpu" if self.decode in ("full", "roi") else "host"
 
     @property
     def division(self) -> Division:

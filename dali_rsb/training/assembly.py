@@ -23,9 +23,10 @@ from dali_rsb.errors import UserError
 from dali_rsb.evaluation.validation import Validation
 from dali_rsb.loader import builders
 from dali_rsb.loader.bad_images import BadImages
+from dali_rsb.loader.decoding import describe_decoding
 from dali_rsb.loader.loader import Loader
 from dali_rsb.loader.rand_augment import describe_randaugment, with_backend
-from dali_rsb.loader.settings import LoaderSettings
+from dali_rsb.loader.settings import DecodeSetting, LoaderSettings
 from dali_rsb.models import create_model
 from dali_rsb.models.precision import Precision, choose_precision
 from dali_rsb.optim import CosineSchedule, ModelEma, create_optimizer, describe_backend
@@ -99,6 +100,12 @@ def build_trainer(config: cfg.Config, processes: Processes, resume: Path | None 
     introduction = [
         describe_run(config.model.name, samples, evaluation.precision, processes),
         describe_backend(step.optimizer),
+        describe_decoding(
+            resolved.settings,
+            resolved.is_given("decode"),
+            samples.transform.decode_mode == "shared",
+            processes.device,
+        ),
         describe_randaugment(samples.transform),
         resolved.origin,
     ]
@@ -186,7 +193,7 @@ def device_batch(config: cfg.Config, processes: Processes) -> int:
 
 
 def decodes_once_for_all_copies(config: cfg.Config, processes: Processes) -> bool:
-    """Whether copies of an image meet in one batch, so that `data.decode` has no say."""
+    """Whether copies of an image meet in one batch and are decoded once, as whole images."""
     augment = config.augment
     return augment.repeats > 1 and (augment.copies == "together" or processes.world_size == 1)
 
@@ -201,7 +208,7 @@ def train_samples(
     """The training epochs of this process.
 
     Args:
-        settings: say which part of an image is decoded, where copies do not share it.
+        settings: say how images are decoded, where copies do not share it.
 
     Raises:
         UserError: an epoch is shorter than one global batch, or augment.backend cannot run.
@@ -226,7 +233,10 @@ def train_samples(
                 augment.hflip,
                 augment.interpolation,
                 policy,
-                "shared" if decodes_once_for_all_copies(config, processes) else settings.decode,
+                "shared"
+                if decodes_once_for_all_copies(config, processes)
+                else settings.decode_mode(processes.device),
+                gpu_share=settings.hw_decoder_load,
             ),
             augment.backend,
             processes.device,
@@ -284,7 +294,8 @@ def eval_loader(
     evaluation, data, device = config.evaluation, config.data, processes.device
     threads = data.threads or threads_per_process(processes.local_world_size)
     load = HW_DECODER_LOAD if data.hw_decoder_load is None else data.hw_decoder_load
-    settings = LoaderSettings.untuned(device, threads, prefetch=2, hw_decoder_load=load)
+    decode: DecodeSetting = "full" if data.decode == "full" else "host"
+    settings = LoaderSettings.untuned(device, threads, 2, load, decode)
     samples = EvalSamples(
         index,
         EvalLayout(len(index), evaluation.batch_per_device, processes.world_size, processes.rank),

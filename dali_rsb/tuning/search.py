@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from dali_rsb.loader.settings import DecodeSetting, LoaderSettings
 
@@ -37,6 +37,10 @@ class LoaderRate:
 
     img_per_s: float
     cpu_ms_per_img: float
+
+
+class LoaderDiedError(Exception):
+    """A measurement ended its process; the message says how."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,21 @@ class Space:
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome: `gain` is the rate of `best` over that of the defaults, 1 where they stay."""
+    """The outcome of a search.
+
+    Attributes:
+        best: the fastest settings.
+        gain: their rate over that of the defaults, 1 where these stay.
+        rates: all measurements.
+        ran_out_of_time: whether something was left untried.
+        deaths: settings whose loader ended its process, and how.
+    """
 
     best: LoaderSettings
     gain: float
     rates: dict[LoaderSettings, list[LoaderRate]]
     ran_out_of_time: bool
+    deaths: dict[LoaderSettings, str] = field(default_factory=dict)
 
 
 class Search:
@@ -105,9 +118,14 @@ class Search:
         self._longest_s = 0.0
         self._ran_out = False
         self._rates: dict[LoaderSettings, list[LoaderRate]] = {}
+        self._deaths: dict[LoaderSettings, str] = {}
 
     def run(self, default: LoaderSettings, space: Space) -> Result:
-        """Find the best settings; the defaults, where nothing is faster beyond doubt."""
+        """Find the best settings; the defaults, where nothing is faster beyond doubt.
+
+        Raises:
+            LoaderDiedError: the settings to compare with ended their process.
+        """
         best, _ = self._race(
             "decode",
             default,
@@ -126,7 +144,7 @@ class Search:
             best, gain = self._race("confirm", default, [best])
         elif default not in self._rates:
             self._measure(default)
-        return Result(best, gain, self._rates, self._ran_out)
+        return Result(best, gain, self._rates, self._ran_out, self._deaths)
 
     def _leaves_cpus_idle(self, settings: LoaderSettings, num_cpus: int) -> bool:
         """Whether threads wait, for storage or a GPU, so that more of them than CPUs may help.
@@ -155,9 +173,15 @@ class Search:
             rates = self._round(runners if len(rounds) % 2 == 0 else runners[::-1], end_s)
             if rates is None:
                 break
+            if incumbent in self._deaths:
+                raise LoaderDiedError(self._deaths[incumbent])
             rounds.append(rates)
             lowest = (1 - HOPELESS) * max(rate.img_per_s for rate in rates.values())
-            runners = [one for one in runners if one == incumbent or rates[one].img_per_s >= lowest]
+            runners = [
+                one
+                for one in runners
+                if one in rates and (one == incumbent or rates[one].img_per_s >= lowest)
+            ]
         winner, gain = incumbent, 1.0
         if len(rounds) >= 2:
             for one in runners:
@@ -170,13 +194,16 @@ class Search:
     def _round(
         self, runners: Sequence[LoaderSettings], end_s: float
     ) -> dict[LoaderSettings, LoaderRate] | None:
-        """Measure each once; None where the time ends first."""
+        """Measure each once, those that die aside; None where the time ends first."""
         rates = {}
         for one in runners:
             if self._clock() + self._longest_s > end_s:
                 self._ran_out = True
                 return None
-            rates[one] = self._measure(one)
+            try:
+                rates[one] = self._measure(one)
+            except LoaderDiedError as death:
+                self._deaths[one] = str(death)
         return rates
 
     def _measure(self, settings: LoaderSettings) -> LoaderRate:

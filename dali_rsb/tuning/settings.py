@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import nvidia.dali
@@ -13,7 +13,7 @@ import torch
 
 from dali_rsb.config import Config
 from dali_rsb.dataset import DatasetIndex
-from dali_rsb.loader.settings import LoaderSettings, default_settings
+from dali_rsb.loader.settings import DecodeSetting, LoaderSettings, default_settings
 from dali_rsb.run.processes import Processes
 from dali_rsb.system.cpus import available_cpus, cpu_model
 from dali_rsb.tuning.store import Tuned, load_tuned
@@ -29,11 +29,17 @@ class ResolvedSettings:
         settings: what the loader is built with.
         tuned: what tuning has stored, or None.
         origin: a line for the log that says which settings come from tuning, or None.
+        given: names of the settings that the configuration or tuning says.
     """
 
     settings: LoaderSettings
     tuned: Tuned | None = None
     origin: str | None = None
+    given: frozenset[str] = frozenset()
+
+    def is_given(self, name: str) -> bool:
+        """Whether the configuration or tuning says this setting, not the default."""
+        return name in self.given
 
 
 def resolve_settings(
@@ -46,20 +52,20 @@ def resolve_settings(
         processes.device, processes.local_world_size, batch_per_device, config.augment.size
     )
     if tuned is None:
-        return ResolvedSettings(replace(settings, **given))
+        return ResolvedSettings(replace(settings, **given), given=frozenset(given))
     settings = replace(settings, **{**tuned.settings, **given})
     used = {name: value for name, value in tuned.settings.items() if name not in given}
     values = ", ".join(f"data.{name}={value}" for name, value in used.items())
     origin = f"{values} from tuning on {tuned.date}; set a key to override it"
     if not used:
         origin = f"the configuration sets all that tuning found on {tuned.date}"
-    return ResolvedSettings(settings, tuned, origin)
+    return ResolvedSettings(settings, tuned, origin, frozenset(given) | frozenset(tuned.settings))
 
 
 def given_settings(config: Config) -> dict[str, Any]:
     """The loader's settings that the configuration sets."""
     given = {name: getattr(config.data, name) for name in NAMES}
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in given.items() if value not in (None, "auto")}
 
 
 def tuning_key(
@@ -83,6 +89,7 @@ def tuning_key(
         "processes": processes.local_world_size,
         "gpu": torch.cuda.get_device_name(processes.device) if on_gpu else None,
         "dali": nvidia.dali.__version__,
+        "decode": get_args(DecodeSetting),
         "images": str(index.origin.resolve()),
         "sizes": _digest(index.widths, index.heights),
         "augment": {name: getattr(augment, name) for name in names},

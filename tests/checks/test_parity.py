@@ -185,7 +185,9 @@ def test_mistakes_are_one_line(arguments, message, photo_folder, tmp_path, monke
     (tmp_path / "file").touch()
     monkeypatch.setattr("sys.argv", ["parity", *arguments, "--device", "cpu"])
     monkeypatch.setattr(command, "console_messages", contextlib.nullcontext)
-    monkeypatch.setattr(stages_of.Comparison, "stages", lambda self: iter([self._decode(None)]))
+    monkeypatch.setattr(
+        stages_of.Comparison, "stages", lambda self: iter([self._decode("decode", "host", None)])
+    )
     with pytest.raises(SystemExit) as caught:
         run_command(command.main)
     assert caught.value.code == 2

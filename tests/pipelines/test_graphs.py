@@ -1,5 +1,6 @@
 """The CPU graphs against PIL and timm: decode + crop + resize + flip, and the eval transform."""
 
+import re
 import subprocess
 import sys
 
@@ -43,10 +44,10 @@ LIMITS = {"dali": 0.3, "host": 0.05}
 
 
 @pytest.mark.parametrize("resize", LIMITS)
-@pytest.mark.parametrize("decode_mode", ["roi", "full", "shared"])
+@pytest.mark.parametrize("decode_mode", ["roi", "full", "shared", "hybrid"])
 @pytest.mark.parametrize("size_px", [160, 224])
 def test_training_crops_are_pils(index, decode_mode, size_px, resize):
-    transform = TrainTransform(size_px, decode_mode=decode_mode)
+    transform = TrainTransform(size_px, decode_mode=decode_mode, gpu_share=0.5)
     samples = TrainSamples(index, BatchLayout(14, 14), transform, seed=1)
     specs = [next(samples.specs(epoch)) for epoch in range(NUM_EPOCHS)]
     prepared = [samples.prepare(spec) for spec in specs]
@@ -94,6 +95,87 @@ def test_copies_of_one_decoded_image_equal_images_decoded_one_by_one(index):
         )
     assert (got["shared"] == got["full"]).all()
     assert (got["shared"][0] != got["shared"][1]).any()  # copies have windows of their own
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_a_hybrid_batch_has_rows_of_windows_and_rows_of_whole_images(index, share):
+    """Each row equals that of its own mode, also where one of the two has no row."""
+    got, specs = {}, []
+    for mode in ("hybrid", "roi", "full"):
+        transform = TrainTransform(96, decode_mode=mode, gpu_share=share)
+        samples = TrainSamples(index, BatchLayout(14, 14), transform, seed=3)
+        specs = [next(samples.specs(epoch)) for epoch in range(NUM_EPOCHS)]
+        prepared = [samples.prepare(spec) for spec in specs]
+        if mode == "hybrid":
+            is_on_gpu = np.concatenate([run.inputs["is_on_gpu"] for run in prepared])
+        arguments = TrainArguments(
+            size_px=96, batch_size=14, num_threads=1, device_id=None, decode_mode=mode
+        )
+        got[mode] = _run(lambda arguments=arguments: train_pipeline(arguments), prepared)
+    assert is_on_gpu.mean() == pytest.approx(share, abs=0.15)
+    assert (
+        got["hybrid"] == np.where(is_on_gpu[:, None, None, None], got["full"], got["roi"])
+    ).all()
+    assert (got["full"] != got["roi"]).any()
+
+
+def test_which_rows_the_gpu_decodes_depends_on_the_position_alone(index):
+    """Two processes, or one that goes on in the middle, give each position to the same decoder."""
+    transform = TrainTransform(96, decode_mode="hybrid", gpu_share=0.5)
+
+    def rows(world_size, rank, copies="together"):
+        layout = BatchLayout(8, 8 // world_size, world_size, rank, copies)
+        spec = next(TrainSamples(index, layout, transform, seed=5).specs(1))
+        samples = TrainSamples(index, layout, transform, seed=5)
+        return dict(zip(spec.positions, samples.prepare(spec).inputs["is_on_gpu"], strict=True))
+
+    alone = rows(1, 0)
+    assert len(set(alone.values())) == 2
+    for copies in ("together", "spread"):
+        assert rows(2, 0, copies) | rows(2, 1, copies) == alone
+
+
+def _decoders(**options):
+    """(operator, device) of each decoder in a training pipeline for a GPU, which is only traced."""
+    of_a_gpu = {"size_px": 160, "batch_size": 8, "num_threads": 2, "device_id": 0}
+    pipeline = train_pipeline(TrainArguments(**of_a_gpu, **options))
+    pipeline._build_graph()
+    specs = [str(operator.spec) for operator in pipeline._ops]
+    return {
+        (found[1], re.search(r"device: (\w+)", spec)[1])
+        for spec in specs
+        if (found := re.match(r"OpSpec for decoders__(\w+):", spec))
+    }
+
+
+@pytest.mark.parametrize(
+    ("mode", "decoder", "expected"),
+    [
+        ("roi", "host", {("ImageSlice", "cpu")}),
+        ("full", "gpu", {("Image", "mixed")}),
+        ("hybrid", "host", {("Image", "mixed"), ("ImageSlice", "cpu")}),
+        ("roi", "gpu", {("ImageSlice", "mixed")}),
+        ("shared", "host", {("Image", "cpu")}),
+        ("shared", "gpu", {("Image", "mixed")}),
+    ],
+)
+def test_a_gpu_pipeline_decodes_where_it_is_told(mode, decoder, expected):
+    assert _decoders(decode_mode=mode, decoder=decoder) == expected
+
+
+@pytest.mark.parametrize("decode_mode", ["roi", "shared"])
+def test_the_host_half_of_a_gpu_pipeline_is_the_cpu_pipelines(index, decode_mode):
+    """Up to the copy to the GPU: the same operators with the same arguments, so the same pixels."""
+
+    def until_the_copy(device_id):
+        options = {"size_px": 96, "batch_size": 8, "num_threads": 2, "device_id": device_id}
+        pipeline = train_pipeline(TrainArguments(**options, decode_mode=decode_mode))
+        pipeline._build_graph()
+        specs = [str(operator.spec) for operator in pipeline._ops]
+        decoder = next(i for i, spec in enumerate(specs) if "for decoders__" in spec)
+        return [re.sub(r"__\w+_\d+|_\d+\b", "", spec) for spec in specs[: decoder + 1]]
+
+    assert until_the_copy(0) == until_the_copy(None)
 
 
 def _pil_crop(index, spec, row, inputs, size_px):

@@ -315,7 +315,9 @@ def test_a_run_goes_on_with_another_number_of_processes(recipe, undisturbed_pair
             assert torch.equal(got[part][name], expected[part][name]), (part, name)
         for name, statistic in model.named_buffers():
             if statistic.is_floating_point():  # merged, and collected from all images of one
-                torch.testing.assert_close(got[part][name], expected[part][name], rtol=0.2, atol=0.1)
+                torch.testing.assert_close(
+                    got[part][name], expected[part][name], rtol=0.2, atol=0.1
+                )
     assert _losses(folder) == pytest.approx(_losses(undisturbed_pair), rel=1e-5)
 
 

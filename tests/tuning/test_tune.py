@@ -26,7 +26,7 @@ QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 CPU = Processes(torch.device("cpu"))
 DEFAULT = LoaderSettings(threads=8)
 SPACE = Space(
-    decoding=[(mode, load) for mode in ("roi", "full") for load in (0.65, 0.0, 0.9, 1.0)],
+    decoding=[(mode, load) for mode in ("host", "full") for load in (0.65, 0.0, 0.9, 1.0)],
     threads=[4, 6, 8, 12, 16],
     prefetch=[2, 3, 5],
 )
@@ -62,7 +62,7 @@ class Machine:
 
 def _h100(settings):
     """Engines help whole images, up to a share; threads up to 12; prefetch hardly."""
-    if settings.decode == "roi":
+    if settings.decode == "host":
         rate = 8000 - 500 * settings.hw_decoder_load
     else:
         rate = 6000 + 6000 * min(settings.hw_decoder_load, 0.9)
@@ -141,7 +141,7 @@ def test_a_winner_by_luck_loses_the_last_comparison():
             return LoaderRate(rounds[settings].pop(0) if settings == lucky else 1000.0, 1.0)
 
     result = Lucky(lambda settings: 1000.0).search(
-        space=Space(decoding=[("roi", 0.65), ("full", 0.65)])
+        space=Space(decoding=[("host", 0.65), ("full", 0.65)])
     )
     assert not rounds[lucky]
     assert result.best == DEFAULT
@@ -149,7 +149,7 @@ def test_a_winner_by_luck_loses_the_last_comparison():
 
 def test_names_are_those_with_several_values():
     assert SPACE.names == ("threads", "prefetch", "decode", "hw_decoder_load")
-    assert Space(decoding=[("roi", 0.65), ("full", 0.65)], prefetch=[3]).names == ("decode",)
+    assert Space(decoding=[("host", 0.65), ("full", 0.65)], prefetch=[3]).names == ("decode",)
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def _search_space(config, monkeypatch, device="cpu", engines=7, **processes):
 def test_on_a_cpu_threads_keep_their_share(digits, monkeypatch):
     space = _search_space(_config(digits), monkeypatch)
     assert space.names == (*PLACING, "decode")
-    given = _config(digits, "data.decode=roi", "data.prefetch=2", "data.pipelines=1")
+    given = _config(digits, "data.decode=host", "data.prefetch=2", "data.pipelines=1")
     assert _search_space(given, monkeypatch).names == ("batches_per_run",)
 
 
@@ -277,8 +277,10 @@ def test_on_a_gpu_all_is_searched_but_what_is_given(digits, monkeypatch):
     monkeypatch.setattr(cpus, "available_cpus", lambda: 32)
     config = _config(digits)
     space = _search_space(config, monkeypatch, "cuda", local_world_size=4)
-    assert space.threads == [4, 6, 8, 12, 16]
-    assert space.decoding[0] == ("roi", 0.65)
+    assert space.threads == [2, 4, 6, 8, 12, 16]
+    assert space.batches_per_run == [1, 2, 4, 8]
+    assert space.decoding[0] == ("host", 0.65)
+    assert {mode for mode, _ in space.decoding} == {"host", "hybrid", "full"}
     assert {load for _, load in space.decoding} == {0.0, 0.65, 0.9, 1.0}
     assert _search_space(config, monkeypatch, "cuda", engines=0).names == (
         "threads",
@@ -374,7 +376,7 @@ def test_an_undecodable_image_is_found_once(tmp_path, caplog):
     config = load_config(QUICKSTART, overrides)
     meter = command.LoaderMeter(config, open_training(config.data), CPU, 16, seconds=0.01)
     caplog.clear()
-    for mode in ("roi", "full"):
+    for mode in ("host", "full"):
         reading = meter(LoaderSettings(1, decode=mode))
         assert reading.img_per_s > 0
         assert reading.cpu_ms_per_img > 0

@@ -9,13 +9,21 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dali_rsb.checks.machine import decoders
+
 TIMEOUT_S = 180
+
+DECODE = "decode "  # and a way to decode, on the CPU or, with "gpu " before it, on the first GPU
 
 
 def ask(name: str) -> dict[str, Any]:
@@ -23,17 +31,32 @@ def ask(name: str) -> dict[str, Any]:
     command = [sys.executable, "-m", f"{__package__}.probe", name]
     try:
         result = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_S,
+            check=False,
+            env=os.environ | (decoders.LOG_LEVEL if name.startswith(DECODE) else {}),
         )
     except subprocess.TimeoutExpired:
         return {"error": f"no answer within {TIMEOUT_S} s"}
     if result.returncode != 0:
         lines = result.stderr.strip().splitlines()
-        if result.returncode < 0 or not lines:
+        if result.returncode < 0:
+            return {"error": f"the process ended by {_signal_name(-result.returncode)}"}
+        if not lines:
             return {"error": f"the process ended with code {result.returncode}"}
         return {"error": lines[-1]}
     answer: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
-    return answer
+    return answer | (decoders.read_log(result.stderr) if name.startswith(DECODE) else {})
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def packages() -> dict[str, Any]:
@@ -124,11 +147,13 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
-PROBES = {
+PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "packages": packages,
     "dali_cpu": dali_cpu,
     "dali_gpu": dali_gpu,
     "jpeg_engine": jpeg_engine,
+    **{f"{DECODE}{way}": partial(decoders.try_decoder, way, None) for way in decoders.WAYS},
+    **{f"{DECODE}gpu {way}": partial(decoders.try_decoder, way, 0) for way in decoders.WAYS},
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,10 +32,11 @@ from dali_rsb.loader.builders import eval_loader, train_loader
 from dali_rsb.loader.loader import Loader
 from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.system.cpus import threads_per_process
+from pipelines.arguments import Decoding
 from pipelines.decoding import decode, read_images
 from pipelines.inputs import external_inputs, image_input, size_input
 from pipelines.randaugment import rand_augment, randaugment_inputs
-from pipelines.types import HW_DECODER_LOAD, INTERPOLATIONS, DecodeMode, ImageSource
+from pipelines.types import INTERPOLATIONS, DecodeMode, Decoder, ImageSource
 
 EXACT = Limits(largest=0)
 RESIZED = Limits(mean=0.3, within_2=0.995)
@@ -57,9 +58,9 @@ PREFETCH = 2
 
 
 @pipeline_def
-def _decode_graph(device: str, source: ImageSource) -> DataNode:
+def _decode_graph(decoding: Decoding, source: ImageSource) -> DataNode:
     inputs = external_inputs((image_input(source), size_input()))
-    return decode(read_images(inputs), inputs["size"], device, HW_DECODER_LOAD)
+    return decode(read_images(inputs), inputs["size"], decoding)
 
 
 @pipeline_def(enable_conditionals=True)
@@ -91,9 +92,9 @@ class Comparison:
         self._images = images
         self._size_px = size_px
         self._device_id = device_id
-        self._device = "cpu" if device_id is None else "gpu"
+        self._device: Literal["cpu", "gpu"] = "cpu" if device_id is None else "gpu"
         self._bad_images = BadImages(index, "raise")
-        self._decoder: Pipeline | None = None
+        self._decoders: dict[Decoder, Pipeline] = {}
         num_threads = threads_per_process(1)
         self._options: dict[str, Any] = {"num_threads": num_threads, "device_id": device_id}
         self._loader_parts = (
@@ -105,7 +106,9 @@ class Comparison:
     def stages(self) -> Iterator[Stage]:
         """Yield the stages, each compared on all images. A GPU's JPEG decoder has no limits."""
         on_cpu = self._device_id is None
-        yield self._decode(EXACT if on_cpu else None)
+        yield self._decode("decode", "host", EXACT)
+        if not on_cpu:
+            yield self._decode("decode, by the GPU", "gpu", None)
         for interpolation in INTERPOLATIONS:
             yield self._crop(interpolation, "roi")
         yield self._crop("bilinear", "full")
@@ -115,18 +118,16 @@ class Comparison:
             yield self._operation(name, "bicubic", None)
         yield self._train()
         yield self._eval("evaluation transform", self._decoded, RESIZED)
-        if not on_cpu:
-            yield self._eval("decode + evaluation transform", self._pillow, None)
 
-    def _decode(self, limits: Limits | None) -> Stage:
-        stage = Stage("decode", limits)
+    def _decode(self, name: str, decoder: Decoder, limits: Limits | None) -> Stage:
+        stage = Stage(name, limits)
         for image in self._images.tolist():
-            ours, reference = self._decoded(image), self._pillow(image)
+            ours, reference = self._decoded(image, decoder), self._pillow(image)
             stage.add(np.asarray(ours), np.asarray(reference), self._label(image))
         return stage
 
     def _crop(self, interpolation: str, decode_mode: DecodeMode) -> Stage:
-        """Starts from what this device decodes, so that the resize alone differs."""
+        """Starts from what DALI decodes, so that the resize alone differs."""
         transform = TrainTransform(
             self._size_px, interpolation=interpolation, decode_mode=decode_mode
         )
@@ -277,20 +278,21 @@ class Comparison:
         with self._index.open(image) as file:
             return Image.open(file).convert("RGB")
 
-    def _decoded(self, image: int) -> Image.Image:
-        """What this device decodes."""
-        self._decoder = self._decoder or _decode_graph(
-            self._device,
+    def _decoded(self, image: int, decoder: Decoder = "host") -> Image.Image:
+        """What DALI decodes for this device."""
+        pipeline = self._decoders.get(decoder)
+        pipeline = self._decoders[decoder] = pipeline or _decode_graph(
+            Decoding(self._device, decoder),
             self._index.image_source,
             batch_size=1,
             prefetch_queue_depth=1,
             **self._options,
         )
         try:
-            (output,) = self._decoder.run(**self._bad_images.conversions.image_inputs(image))
+            (output,) = pipeline.run(**self._bad_images.conversions.image_inputs(image))
         except RuntimeError as error:
-            self._decoder = None  # DALI drops a pipeline that failed
+            del self._decoders[decoder]  # DALI drops a pipeline that failed
             # Raises unless Pillow converts it.
             self._bad_images.find(np.array([image]), error, self._device_id)
-            return self._decoded(image)
+            return self._decoded(image, decoder)
         return Image.fromarray(np.asarray(output.as_cpu().at(0)))
