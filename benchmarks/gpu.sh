@@ -35,6 +35,9 @@ packages 30
 dali_cpu 30
 dali_gpu 45
 jpeg_engine 30
+decode_gpu_host 30
+decode_gpu_full 30
+decode_gpu_roi 30
 bandwidth 40
 images 90
 decode 100
@@ -55,7 +58,7 @@ parts=()
 while read -r name limit; do
     [ -n "$name" ] && parts+=("$name") && limit_of[$name]=$limit
 done <<<"$limits"
-probes="packages dali_cpu dali_gpu jpeg_engine" # of dali_rsb.checks.machine.probe
+probes="packages dali_cpu dali_gpu jpeg_engine decode_gpu_host decode_gpu_full decode_gpu_roi" # of dali_rsb.checks.machine.probe
 
 only="" out="" device=cuda quick=0 total_s="" images=""
 while [ $# -gt 0 ]; do
@@ -152,11 +155,11 @@ benchmark() {  # PART NAME ARGUMENTS...
 
 probe() {  # NAME: its answer is the last line of its log, JSON; one with an error is a failure
     wanted "$1" || return
-    if [ "$device" = cpu ] && [[ "$1" = dali_gpu || "$1" = jpeg_engine ]]; then
+    if [ "$device" = cpu ] && [[ "$1" = *_gpu* || "$1" = jpeg_engine ]]; then
         note SKIPPED "$1" "--device cpu"
         return
     fi
-    run "$1" python3 -m dali_rsb.checks.machine.probe "$1" || return
+    run "$1" python3 -m dali_rsb.checks.machine.probe --ask "$1" || return
     tail -n 1 "$out/$1.log" | tee "$out/$1.json" | sed 's/^/    /'
     if grep -q '^{"error"' "$out/$1.json"; then
         note FAIL "$1" "see the answer above"

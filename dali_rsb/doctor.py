@@ -98,7 +98,7 @@ def _software(gpus: list[gpu.Gpu], driver: str | None) -> Iterator[Finding]:
 def _decoders(on_gpu: bool) -> Iterator[Finding]:
     """Every way to decode, each in a process of its own; without a GPU they are two."""
     for way in decoders.WAYS if on_gpu else ("host", "full"):
-        answer = ask(f"{DECODE}{'gpu ' if on_gpu else ''}{way}")
+        answer = ask(f"{DECODE}{'gpu_' if on_gpu else ''}{way}")
         yield decoders.check_decoder(way, on_gpu, answer)
 
 

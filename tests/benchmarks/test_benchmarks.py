@@ -641,6 +641,7 @@ def test_the_scripts_time_limits_sum_to_less_than_25_minutes():
     assert sum(limits.values()) < 25 * 60
     assert limits["kernels"] == 240
     assert list(limits)[:4] == ["packages", "dali_cpu", "dali_gpu", "jpeg_engine"]
+    assert list(limits)[4:7] == ["decode_gpu_host", "decode_gpu_full", "decode_gpu_roi"]
     # Each is run, and what is run is one of them.
     text = script.read_text()
     run = re.findall(r"^\s*(?:run|benchmark) (\w+) ", text, re.MULTILINE)

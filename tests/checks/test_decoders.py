@@ -70,7 +70,7 @@ def test_a_probe_that_crashes_is_an_answer(monkeypatch):
         return run(["sh", "-c", f"kill -{signal.SIGSEGV.value} $$"], **options)
 
     monkeypatch.setattr(subprocess, "run", crash)
-    answer = probe.ask(f"{probe.DECODE}gpu roi")
+    answer = probe.ask(f"{probe.DECODE}gpu_roi")
     assert answer == {"error": "the process ended by SIGSEGV"}
     assert decoders.check_decoder("roi", True, answer).fix == "data.decode=host"
 
@@ -85,6 +85,6 @@ def test_only_the_decoders_probes_write_the_log(monkeypatch):
     monkeypatch.delenv("DALI_NVIMGCODEC_LOG_LEVEL", raising=False)
     monkeypatch.setattr(subprocess, "run", run)
     assert probe.ask("packages") == {"x": 1}
-    assert probe.ask(f"{probe.DECODE}gpu full")["nvjpeg"] == "12.4.0"
+    assert probe.ask(f"{probe.DECODE}gpu_full")["nvjpeg"] == "12.4.0"
     assert seen == [None, "5"]
     assert "DALI_NVIMGCODEC_LOG_LEVEL" not in os.environ

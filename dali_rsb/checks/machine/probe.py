@@ -1,7 +1,7 @@
 """Questions that are asked in a process of their own: what breaks there does not end the doctor.
 
 `python -m dali_rsb.checks.machine.probe NAME` prints the answer as JSON on its last line; `ask`
-runs it.
+runs it, and so does the same command with `--ask NAME`, which survives what breaks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dali_rsb.checks.machine import decoders
 
 TIMEOUT_S = 180
 
-DECODE = "decode "  # and a way to decode, on the CPU or, with "gpu " before it, on the first GPU
+DECODE = "decode_"  # and a way to decode; with "gpu_" before it for the first GPU
 
 
 def ask(name: str) -> dict[str, Any]:
@@ -153,7 +153,7 @@ PROBES: dict[str, Callable[[], dict[str, Any]]] = {
     "dali_gpu": dali_gpu,
     "jpeg_engine": jpeg_engine,
     **{f"{DECODE}{way}": partial(decoders.try_decoder, way, None) for way in decoders.WAYS},
-    **{f"{DECODE}gpu {way}": partial(decoders.try_decoder, way, 0) for way in decoders.WAYS},
+    **{f"{DECODE}gpu_{way}": partial(decoders.try_decoder, way, 0) for way in decoders.WAYS},
 }
 
 
@@ -166,4 +166,7 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    if sys.argv[1] == "--ask":
+        print(json.dumps(ask(sys.argv[2])))
+    else:
+        main(sys.argv[1])
