@@ -46,6 +46,7 @@ setup(
             "accelerate>=1.2",
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "jsonschema>=4.20",
             "ruff>=0.9",

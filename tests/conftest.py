@@ -8,6 +8,10 @@ import sys
 import zlib
 from pathlib import Path
 
+# With several workers each has one thread: more would wait for each other. Torch reads it once.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import numpy as np
 import pytest
