@@ -231,7 +231,7 @@ def contenders_of(configs: Mapping[str, Config], peers: Sequence[str]) -> dict[s
         name: partial(start_ours, config) for name, config in configs.items()
     }
     base = next(iter(configs.values()))
-    compiled = [config for config in configs.values() if config.run.compile]
+    compiled = [config for config in configs.values() if config.run.compile is True]
     starts = {"timm": start_timm, "plain": start_plain}
     for peer in peers:
         contenders[peer] = partial(starts[peer], _with_compile(base, False))

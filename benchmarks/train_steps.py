@@ -154,7 +154,7 @@ class TimmStep(_PeerStep):
         self._updates = 0
         scaled = [torch.tensor(values) * 255 for values in (config.data.mean, config.data.std)]
         self.mean, self.std = (values.to(device).view(1, 3, 1, 1) for values in scaled)
-        if config.run.compile:
+        if config.run.compile is True:
             self.model.compile()
 
     def mix(self, batch: Batch) -> Any:

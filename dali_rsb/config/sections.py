@@ -298,14 +298,18 @@ class Run(Section):
     batch_per_device: DeviceBatch | None = Field(
         None,
         description="images of a batch on one device; default: the largest that divides the "
-        "global batch, up to 256 on a GPU and 64 on a CPU",
+        "global batch, up to 512 on a GPU (256 with less than 30 GiB) and 64 on a CPU",
     )
     amp: Literal["auto", "fp16", "bf16", "none"] = Field(
         "auto", description="half precision; auto: by the GPU, none on a CPU"
     )
-    compile: bool = Field(False, description="torch.compile the model")
-    cuda_graph: bool = Field(
-        False, description="replay forward and backward pass as a CUDA graph; one process, one GPU"
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="torch.compile the model; auto: on a GPU. Where it fails, go on without"
+    )
+    cuda_graph: bool | Literal["auto"] = Field(
+        "auto",
+        description="replay forward and backward pass as a CUDA graph; auto: one process on a GPU. "
+        "Where it fails, go on without",
     )
     warm_up: bool = Field(
         True, description="reach DALI's peak memory before the first update, by the largest batches"

@@ -44,8 +44,10 @@ from pipelines.types import HW_DECODER_LOAD
 
 # Device batches where run.batch_per_device is not given. RSB trained ResNet-50 at 224 px with 512
 # a card in 32 GB and at 160 px with 512 in 16 GB, so 256 fits any card from 16 GB on.
+DEFAULT_BATCH_LARGE_GPU = 512
 DEFAULT_BATCH_GPU = 256
 DEFAULT_BATCH_CPU = 64
+LARGE_GPU_BYTES = 30 * 2**30
 
 
 def build_trainer(config: cfg.Config, processes: Processes, resume: Path | None = None) -> Trainer:
@@ -61,7 +63,9 @@ def build_trainer(config: cfg.Config, processes: Processes, resume: Path | None 
     Raises:
         UserError: the parts below name what is wrong and what to set.
     """
-    if config.run.cuda_graph and (processes.world_size > 1 or processes.device.type != "cuda"):
+    if config.run.cuda_graph is True and (
+        processes.world_size > 1 or processes.device.type != "cuda"
+    ):
         raise UserError("run.cuda_graph=true is for one process on a GPU; set run.cuda_graph=false")
     torch.manual_seed(config.run.seed)
     # Convolutions have fixed shapes: let cuDNN measure its algorithms; float32 parts may use TF32.
@@ -156,6 +160,7 @@ def build_step(
         layer_decay=config.optimizer.layer_decay,
         layer_decay_min_scale=config.optimizer.layer_decay_min_scale,
     )
+    on_gpu = processes.device.type == "cuda"
     ema = None
     if config.ema.decay is not None:
         ema = ModelEma(model, config.ema.decay, config.ema.warmup)
@@ -170,8 +175,10 @@ def build_step(
         mean=config.data.mean,
         std=config.data.std,
         clip_grad=config.optimizer.clip_grad,
-        compile=config.run.compile,
-        cuda_graph=config.run.cuda_graph,
+        compile=on_gpu if config.run.compile == "auto" else config.run.compile,
+        cuda_graph=on_gpu and processes.world_size == 1
+        if config.run.cuda_graph == "auto"
+        else config.run.cuda_graph,
         seed=config.run.seed,
     )
 
@@ -182,14 +189,22 @@ def device_batch(config: cfg.Config, processes: Processes) -> int:
     Raises:
         UserError: no device batch makes the global batch on so many processes.
     """
-    on_gpu = processes.device.type == "cuda"
     return plan_batches(
         config.optimizer.batch_size,
         processes.world_size,
         config.run.batch_per_device,
-        DEFAULT_BATCH_GPU if on_gpu else DEFAULT_BATCH_CPU,
+        _default_batch(processes.device),
         multiple_of=PAIR_BLOCK if config.mixes else 1,
     )
+
+
+def _default_batch(device: torch.device) -> int:
+    if device.type != "cuda":
+        return DEFAULT_BATCH_CPU
+    if not torch.cuda.is_available():  # a plan for another machine
+        return DEFAULT_BATCH_GPU
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return DEFAULT_BATCH_LARGE_GPU if memory >= LARGE_GPU_BYTES else DEFAULT_BATCH_GPU
 
 
 def decodes_once_for_all_copies(config: cfg.Config, processes: Processes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -9,6 +10,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 # cuDNN chooses its algorithms and libraries take their workspaces in the first calls; PyTorch's
 # notes on CUDA graphs ask for three before a capture.
@@ -59,8 +62,12 @@ class CudaRecorder:
         self, function: Callable[[BatchT], Tensor], batch: BatchT
     ) -> tuple[Tensor, Callable[[], None]]:
         graph = torch.cuda.CUDAGraph()
+        # A capture that fails leaves its stream the current one: the outer context undoes that.
         # DALI's threads allocate and query events meanwhile: only this thread's calls may not.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+        with (
+            torch.cuda.stream(self._stream),
+            torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+        ):
             result = function(batch)
         return result, graph.replay
 
@@ -80,8 +87,9 @@ class StepGraph(Generic[BatchT]):
     A batch is a dataclass of tensors, perhaps in dataclasses of their own. The recording reads
     copies of them at fixed addresses and adds to the gradients where they lie, so whoever zeroes
     the gradients must keep the tensors (`zero_grad(set_to_none=False)`). Batches with other tensors
-    or shapes have a recording each. Dropout and stochastic depth follow the generator's seed at the
-    time of a replay.
+    or shapes have a recording each. Where nothing can be recorded, calls are made as they are, and
+    a line of the log says so. Dropout and stochastic depth follow the generator's seed at the time
+    of a replay.
 
     Args:
         function: forward pass, loss and backward pass of a batch; returns the loss. It must not
@@ -94,6 +102,7 @@ class StepGraph(Generic[BatchT]):
         self._recorder = recorder
         self._calls: Counter[tuple[torch.Size, ...]] = Counter()
         self._recordings: dict[tuple[torch.Size, ...], _Recording[BatchT]] = {}
+        self._has_failed = False
 
     def __call__(self, batch: BatchT) -> Tensor:
         """Make the call; the result is overwritten by the next one."""
@@ -101,16 +110,32 @@ class StepGraph(Generic[BatchT]):
         if self._calls[kind] < WARM_UP_CALLS:
             self._calls[kind] += 1
             return self._recorder.warm_up(self._function, batch)
+        if kind not in self._recordings and not self._has_failed:
+            self._record(kind, batch)
         if kind not in self._recordings:
-            inputs = _copy(batch)
-            self._recordings[kind] = _Recording(
-                inputs, *self._recorder.record(self._function, inputs)
-            )
+            return self._recorder.warm_up(self._function, batch)
         recording = self._recordings[kind]
         for ours, theirs in zip(_tensors(recording.inputs), _tensors(batch), strict=True):
             ours.copy_(theirs)
         recording.replay()
         return recording.result
+
+    def _record(self, kind: tuple[torch.Size, ...], batch: BatchT) -> None:
+        inputs = _copy(batch)
+        try:
+            result, replay = self._recorder.record(self._function, inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of CUDA, of a library that waits for the device, ...
+            self._has_failed = True
+            logger.warning(
+                "training goes on without a CUDA graph, which failed (%s: %s); "
+                "run.cuda_graph=false says so",
+                type(error).__name__,
+                " ".join(str(error).split())[:120],
+            )
+        else:
+            self._recordings[kind] = _Recording(inputs, result, replay)
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -18,6 +18,7 @@ from dali_rsb.models.precision import Precision
 from dali_rsb.optim import LossScaler, ModelEma, skips_by_itself, takes_norm
 from dali_rsb.run.checkpoint import load_into
 from dali_rsb.run.processes import Processes
+from dali_rsb.training.compiling import compile_model, is_compiled, undo_compile
 from dali_rsb.training.cuda_graph import CudaRecorder, StepGraph
 
 
@@ -40,7 +41,7 @@ class TrainStep:
         accumulation: micro-batches of one update.
         mean, std: of the normalisation.
         clip_grad: limit of the gradients' norm, or None.
-        compile: whether to compile the model.
+        compile: whether to compile the model; where that fails, it runs as it is.
         cuda_graph: whether to replay forward and backward pass as a CUDA graph; for one process
             on a GPU. Gradients keep their memory then.
         seed: of the model's own randomness (dropout, stochastic depth).
@@ -84,9 +85,8 @@ class TrainStep:
         self._seed = seed
         self._norm_statistics = _Rollback(model)
         if compile:
-            # Training and evaluation each have one shape. Left to itself, PyTorch would compile the
-            # second of them for any size.
-            model.compile(dynamic=False)
+            compile_model(model)
+        self._is_proved = not compile  # that a backward pass can be compiled
         self._forward = self._distribute(model)
         self._keeps_gradients = cuda_graph
         self._micro_batch: Callable[[MixedBatch], Tensor] = self._backward
@@ -99,13 +99,7 @@ class TrainStep:
         Returns:
             float32 scalar on the device: the loss, mean over this process's samples.
         """
-        self._seed_model_randomness()
-        self._norm_statistics.save()
-        losses = torch.zeros((), device=self._processes.device)
-        for micro_batch in range(self._accumulation):
-            batch = self._mixed(next(batches))
-            with self._gradient_exchange(micro_batch == self._accumulation - 1):
-                losses += self._micro_batch(batch)
+        losses = self._accumulate(batches) if self._is_proved else self._prove(batches)
         if self.ema is not None:
             self.ema.hand_over(self.optimizer, self.updates_done + 1)
         self.skipped = self._optimize()
@@ -116,6 +110,38 @@ class TrainStep:
         if self.ema is not None:
             self.ema.update(self.model, self.updates_done)
         return losses
+
+    def _accumulate(self, batches: Iterator[Batch]) -> Tensor:
+        """Add up the gradients of an update; returns its loss."""
+        self._seed_model_randomness()
+        self._norm_statistics.save()
+        losses = torch.zeros((), device=self._processes.device)
+        for micro_batch in range(self._accumulation):
+            batch = self._mixed(next(batches))
+            with self._gradient_exchange(micro_batch == self._accumulation - 1):
+                losses += self._micro_batch(batch)
+        return losses
+
+    def _prove(self, batches: Iterator[Batch]) -> Tensor:
+        """The first `_accumulate`: where the backward pass cannot be compiled, once more without.
+
+        The forward pass sees to itself (see `compile_model`).
+        """
+        self._is_proved = True
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        kept = [next(batches) for _ in range(self._accumulation)]
+        try:
+            return self._accumulate(iter(kept))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # see `compile_model`
+            if not is_compiled(self.model):
+                raise
+            undo_compile(self.model, error)
+        self.optimizer.zero_grad(set_to_none=not self._keeps_gradients)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        return self._accumulate(iter(kept))
 
     @torch.no_grad()
     def _optimize(self) -> Tensor:

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dali_rsb.config import Config
 from dali_rsb.evaluation.accuracy import evaluate
 from dali_rsb.loader.batch import Batch
 from dali_rsb.models import create_model
 from dali_rsb.models.precision import Precision
 from dali_rsb.optim import ModelEma, create_optimizer
 from dali_rsb.run.processes import Processes
+from dali_rsb.training import assembly, compiling
 from dali_rsb.training.losses import create_loss
 from dali_rsb.training.step import TrainStep
 
@@ -61,6 +63,20 @@ def make_batch(seed, size_px):
     return Batch(images, torch.randint(0, 3, (4,), generator=generator), num_valid=4, mixing=None)
 
 
+class TinyModel(nn.Module):
+    """A class of its own: PyTorch compiles the insides of a Sequential alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 2)
+        self.norm = nn.BatchNorm2d(8)
+        self.dropout = nn.Dropout(0.2)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, images):
+        return self.fc(self.dropout(self.norm(self.conv(images)).relu().mean((2, 3))))
+
+
 def train_and_evaluate(step):
     losses = []
     for epoch in range(2):
@@ -76,7 +92,7 @@ def train_and_evaluate(step):
 
 
 def test_a_compiled_step_gives_the_same_from_graphs_of_fixed_shapes(graphs):
-    model = create_model("resnet18", num_classes=3)
+    model = create_model("timm:test_resnet", num_classes=3)
     plain = train_and_evaluate(make_step(copy.deepcopy(model), compile=False))
     assert graphs == []
     step = make_step(model, compile=True)
@@ -88,4 +104,92 @@ def test_a_compiled_step_gives_the_same_from_graphs_of_fixed_shapes(graphs):
     assert all(isinstance(value, Tensor) for value in inputs)  # no number that varies
     assert all(type(size) is int for value in inputs for size in value.shape)
     state = step.state_dict()["model"]
-    assert list(state) == list(create_model("resnet18", num_classes=3).state_dict())
+    assert list(state) == list(create_model("timm:test_resnet", num_classes=3).state_dict())
+
+
+def _fails_forward(graph, inputs):
+    raise ValueError("no code for\nthis card")
+
+
+def _fails_backward(graph, inputs):
+    """Compiles; the first backward pass finds that it cannot."""
+
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *values):
+            return tuple(value.clone() for value in values)
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            raise ValueError("no code for\nthis card")
+
+    def run(*values):
+        return Backward.apply(*graph.forward(*values))
+
+    return run
+
+
+@pytest.mark.parametrize("backend", [_fails_forward, _fails_backward])
+def test_a_compile_that_fails_leaves_a_step_that_trains(monkeypatch, caplog, backend):
+    """The same bits as without, one line of log, and nothing of the failed attempt stays."""
+    compile_as_asked = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **how: compile_as_asked(self, backend=backend, **how)
+    )
+    torch._dynamo.reset()
+    model = TinyModel()
+    plain = make_step(copy.deepcopy(model), compile=False)
+    expected = train_and_evaluate(plain)
+    step = make_step(model, compile=True)
+    assert train_and_evaluate(step) == expected
+    (line,) = [r.getMessage() for r in caplog.records if r.name == compiling.__name__]
+    assert "no code for this card" in line
+    assert "run.compile=false" in line
+    ours, theirs = step.state_dict(), plain.state_dict()
+    for part in ("model", "ema"):
+        for name, value in ours[part].items():
+            assert torch.equal(value, theirs[part][name]), (part, name)
+    torch._dynamo.reset()
+
+
+def test_running_out_of_memory_is_no_failure_of_the_compiler(monkeypatch):
+    def backend(graph, inputs):
+        def run(*values):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return run
+
+    compile_as_asked = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **how: compile_as_asked(self, backend=backend, **how)
+    )
+    torch._dynamo.reset()
+    step = make_step(TinyModel(), compile=True)
+    step.model.train()
+    with pytest.raises(torch.OutOfMemoryError):
+        step.update(iter([make_batch(0, 32), make_batch(1, 32)]))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("device", "world_size", "given", "expected"),
+    [
+        ("cpu", 1, {}, (False, False)),
+        ("cuda", 1, {}, (True, True)),
+        ("cuda", 4, {}, (True, False)),
+        ("cuda", 1, {"compile": False, "cuda_graph": False}, (False, False)),
+        ("cpu", 1, {"compile": True}, (True, False)),
+    ],
+)
+def test_the_defaults_are_the_fast_ones(monkeypatch, device, world_size, given, expected):
+    seen = {}
+
+    def make(*arguments, **options):
+        seen.update(options)
+
+    monkeypatch.setattr(assembly, "TrainStep", make)
+    monkeypatch.setattr(assembly, "build_model", lambda config, device: TinyModel())
+    config = Config.model_validate({"name": "x", "run": given})
+    processes = Processes(torch.device(device), world_size=world_size)
+    assembly.build_step(config, processes, 1, PRECISION)
+    assert (seen["compile"], seen["cuda_graph"]) == expected

@@ -120,6 +120,21 @@ def test_updates_are_the_same_with_and_without(monkeypatch, accumulation, erases
             assert torch.equal(value, theirs[part][name]), name
 
 
+def test_a_capture_that_fails_leaves_a_step_that_trains(monkeypatch, caplog):
+    class FailingRecorder(HostRecorder):
+        def record(self, function, batch):
+            self.recordings += 1
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(step_module, "CudaRecorder", FailingRecorder)
+    expected = run(make_step("cpu", None, False, 2), accumulation=2, updates=6)
+    step = make_step("cpu", None, True, 2)
+    assert run(step, accumulation=2, updates=6) == expected
+    (line,) = [line for line in caplog.messages if "CUDA graph" in line]
+    assert "not permitted when stream" in line
+    assert step._micro_batch._recorder.recordings == 1  # it is not tried again
+
+
 def test_gradients_keep_their_memory(monkeypatch):
     monkeypatch.setattr(step_module, "CudaRecorder", HostRecorder)
     step = make_step("cpu", None, True, 1)
