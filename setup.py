@@ -1,13 +1,29 @@
 """Packaging: `pip install -c constraints.txt -e .` installs `dali_rsb` and `pipelines`."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 
 QUICKSTART = ["scikit-learn>=1.3"]  # carries the handwritten digits that the quickstart trains on
 TIMM = ["timm>=1.0.31"]  # `model.name: timm:NAME`, and the oracle of the tests
+
+
+class BuildWithRecipes(build_py):
+    """Puts the recipes of `configs/` into the package, where `dali-rsb train a3` finds them."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:  # a checkout has them in configs/
+            return
+        target = Path(self.build_lib) / "dali_rsb" / "recipes"
+        target.mkdir(parents=True, exist_ok=True)
+        for recipe in sorted((ROOT / "configs").glob("*.yaml")):
+            shutil.copyfile(recipe, target / recipe.name)
+
 
 setup(
     name="dali_rsb",
@@ -22,6 +38,7 @@ setup(
     # an import hook that comes last, behind a folder that happens to be called `pipelines`.
     package_dir={"": "."},
     package_data={"dali_rsb": ["py.typed"], "pipelines": ["py.typed"]},
+    cmdclass={"build_py": BuildWithRecipes},
     entry_points={"console_scripts": ["dali-rsb = dali_rsb.__main__:script"]},
     install_requires=[
         "torch>=2.8",
