@@ -66,6 +66,7 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "jsonschema>=4.20",
+            "codespell>=2.3",
             "ruff>=0.9",
             "import-linter>=2.1",
             "mypy>=1.14",

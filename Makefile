@@ -1,0 +1,22 @@
+# What CI and contributors run, by name.
+.PHONY: setup test slow lint bench
+
+setup:  ## the tested versions and the checkout, into the active environment
+	pip install -c constraints.txt -e '.[test]'
+	pre-commit install
+
+test:  ## the suite, as CI runs it
+	python -m pytest -n 2 --dist worksteal
+
+slow:  ## tests that take minutes each
+	python -m pytest -m slow --timeout 7200
+
+lint:  ## style, types, who imports whom, spelling
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	codespell
+
+bench:  ## a quick pass over all benchmarks on the CPU; its numbers mean nothing
+	bash benchmarks/gpu.sh build/bench --device cpu --quick
