@@ -111,7 +111,7 @@ def measured_rates(report: Mapping[str, Any], config: Config) -> Rates:
         }
         rates = Rates(
             report["triples"]["dali_rsb"]["together"]["median"],
-            report["contenders"]["dali_rsb, evaluation"]["img_per_s"]["median"],
+            report["candidates"]["dali_rsb, evaluation"]["img_per_s"]["median"],
             report["facts"]["dali_rsb"]["start_up_s"],
             f"measured here: {report['machine'].get('gpu', report['machine']['cpu'])}, "
             f"{report['date'][:10]}",

@@ -75,14 +75,14 @@ def hardware_group(task: LoaderTask, loads: Iterable[float]) -> Group:
     Each has a process of its own, as everywhere: a decoder that crashes is a line in the table.
     """
     modes: tuple[DecodeSetting, ...] = get_args(DecodeSetting)
-    contenders = {}
+    candidates = {}
     for load in loads:
         with_load = replace(task, hw_decoder_load=load)
         for mode in modes:
             stage = partial(our_stage, with_load, "decode", mode)
-            contenders[f"decode {mode}, load {load:g}"] = stage
-            contenders[f"RandAugment {mode}, load {load:g}"] = partial(our_loader, with_load, mode)
-    return Group(contenders)
+            candidates[f"decode {mode}, load {load:g}"] = stage
+            candidates[f"RandAugment {mode}, load {load:g}"] = partial(our_loader, with_load, mode)
+    return Group(candidates)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -195,20 +195,20 @@ def compare_speed(data: Path) -> dict[str, Any]:
     """Time both loaders in alternation, each in a process of its own."""
     num_cpus = available_cpus()
     settings = SPEED_ARGUMENTS | {"num_workers": num_cpus}
-    contenders = {
+    candidates = {
         f"{loader}, {work}": partial(start_loader, loader, work, str(data), num_cpus)
         for work in ("train", "evaluation")
         for loader in LOADERS
     }
     sections = measure(
-        contenders,
+        candidates,
         Work(seconds=10.0, num_batches=4, num_warmup_batches=4 * num_cpus, round_to=num_cpus),
         num_rounds=5,
         num_cpus=num_cpus,
         progress=report_progress,
     ).sections
     report = new_report("drop_in", settings)
-    report["contenders"] = sections_as_json(sections)
+    report["candidates"] = sections_as_json(sections)
     report["ratios"] = {
         work: asdict(ratios(sections[f"dali_rsb, {work}"], sections[f"timm, {work}"]))
         for work in ("train", "evaluation")

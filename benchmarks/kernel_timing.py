@@ -1,8 +1,8 @@
-"""Times device kernels against their contenders, and against the time to move their bytes.
+"""Times device kernels against their candidates, and against the time to move their bytes.
 
-All contenders run in one process, as they share the tensors, in rounds that alternate between
+All candidates run in one process, as they share the tensors, in rounds that alternate between
 them, every other one backwards. On a GPU a CUDA graph of many calls is timed, as a kernel of a few
-microseconds is faster than Python can launch it; a contender that cannot be captured, because it
+microseconds is faster than Python can launch it; a candidate that cannot be captured, because it
 asks the host something, is timed with its launches, and the results say so.
 """
 
@@ -36,20 +36,20 @@ ROTATED_BYTES = 2**28
 GRAPH_MS = 5.0  # of one replay: far longer than its launch
 
 OURS = "dali_rsb"
-TWIN, COMPILED_TWIN, TIMM = "plain twin", "torch.compile of the twin", "timm"
+PLAIN, COMPILED, TIMM = "plain PyTorch", "plain PyTorch, compiled", "timm"
 
 
 @dataclass(frozen=True)
 class Case:
-    """What one task costs each contender.
+    """What one task costs each candidate.
 
     Attributes:
-        contenders: a call of each does the task once; the first is ours.
+        candidates: a call of each does the task once; the first is ours.
         floor_bytes: that any solution must read and write.
-        left_out: contenders that cannot run here, and why.
+        left_out: candidates that cannot run here, and why.
     """
 
-    contenders: Mapping[str, Call]
+    candidates: Mapping[str, Call]
     floor_bytes: int
     left_out: Mapping[str, str] = field(default_factory=dict)
 
@@ -61,9 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=list(DTYPES), default="float16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="of one timed section")
-    parser.add_argument(
-        "--no-compile", action="store_true", help="leave torch.compile of the twin out"
-    )
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     return parser
 
@@ -115,17 +113,17 @@ def run_cases(
         report["cases"][name] = result
         floor = f"{result['floor_bytes'] / 1e6:.1f} MB, floor {result['floor_us']:.1f} us"
         print(f"\n{name}: {floor}\n\n{case_table(result)}")
-        for contender, measured in result["contenders"].items():
+        for candidate, measured in result["candidates"].items():
             if measured["timed"] == "launches":
-                print(f"{contender}: cannot be captured in a CUDA graph, timed with its launches")
-        for contender, reason in case.left_out.items():
-            print(f"{contender}: left out, {reason}")
+                print(f"{candidate}: cannot be captured in a CUDA graph, timed with its launches")
+        for candidate, reason in case.left_out.items():
+            print(f"{candidate}: left out, {reason}")
         if options.output is not None:
             write_json(options.output, report)
 
 
 def compile_obstacle(device: torch.device, no_compile: bool = False) -> str | None:
-    """Why the compiled twin is left out, or None."""
+    """Why the compiled one is left out, or None."""
     if no_compile:
         return "--no-compile"
     if device.type == "cpu":
@@ -150,9 +148,9 @@ def measure_case(
 
     Returns:
         What the result file holds: what was timed, microseconds of a call, their multiple of the
-        floor, and each contender's time over ours, taken within rounds.
+        floor, and each candidate's time over ours, taken within rounds.
     """
-    timers = {name: _timer(call, device) for name, call in case.contenders.items()}
+    timers = {name: _timer(call, device) for name, call in case.candidates.items()}
     times_s: dict[str, list[float]] = {name: [] for name in timers}
     for number in range(num_rounds):
         names = list(timers) if number % 2 == 0 else list(reversed(timers))
@@ -161,11 +159,11 @@ def measure_case(
         line = ", ".join(f"{name}: {1e6 * runs[-1]:.1f} us" for name, runs in times_s.items())
         print(f"round {number + 1}/{num_rounds}  {line}", file=sys.stderr, flush=True)
     floor_s = case.floor_bytes / bytes_per_s
-    ours = times_s[next(iter(case.contenders))]
+    ours = times_s[next(iter(case.candidates))]
     return {
         "floor_bytes": case.floor_bytes,
         "floor_us": round(1e6 * floor_s, 2),
-        "contenders": {
+        "candidates": {
             name: {
                 "timed": timers[name].method,
                 "us": asdict(summarize([1e6 * run for run in runs])),
@@ -258,7 +256,7 @@ class _GpuTimer:
 def case_table(result: Mapping[str, Any]) -> str:
     """The table of a measured case, in Markdown."""
     rows = []
-    for name, measured in result["contenders"].items():
+    for name, measured in result["candidates"].items():
         us, floor, ours = (measured[key] for key in ("us", "times_floor", "times_ours"))
         rows.append(
             [
@@ -269,5 +267,5 @@ def case_table(result: Mapping[str, Any]) -> str:
                 f"{ours['median']:.2f}",
             ]
         )
-    header = ["contender", "us", "min-max", "times the floor", "times ours"]
+    header = ["candidate", "us", "min-max", "times the floor", "times ours"]
     return format_table(header, rows)

@@ -55,7 +55,7 @@ from dali_rsb.draws.samples import BatchSpec, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.builders import train_loader
-from dali_rsb.loader.executor import TakingTurns
+from dali_rsb.loader.executor import RoundRobin
 from dali_rsb.loader.rand_augment import with_backend
 from dali_rsb.loader.settings import DecodeSetting, LoaderSettings
 from dali_rsb.system.cpus import available_cpus
@@ -70,7 +70,7 @@ REPEATS_OF_RSB = 3  # repeated augmentation in the recipes A1 and A2
 
 
 def our_samples(task: LoaderTask, decode_mode: DecodeMode, repeats: int) -> TrainSamples:
-    """The training epochs that our contenders load; DATA is not written to."""
+    """The training epochs that our candidates load; DATA is not written to."""
     policy = task.randaugment
     transform = TrainTransform(
         task.size_px,
@@ -190,7 +190,7 @@ def our_stage(
         device_id=task.device_id,
         prefetch_queue_depth=division.prefetch_each,
     )
-    runner = TakingTurns(build, division.prefetch_each, division.pipelines)
+    runner = RoundRobin(build, division.prefetch_each, division.pipelines)
     for number, spec in enumerate(endless_specs(samples), start=1):
         inputs = samples.prepare(spec).inputs
         runner.submit({name: inputs[name] for name in names})
@@ -219,9 +219,9 @@ class RatePair:
 
 @dataclass(frozen=True)
 class Group:
-    """Contenders that are measured in alternation, and what of them is compared."""
+    """Candidates that are measured in alternation, and what of them is compared."""
 
-    contenders: Mapping[str, Callable[[], BatchCounts]]
+    candidates: Mapping[str, Callable[[], BatchCounts]]
     comparisons: tuple[RatePair, ...] = ()
     # (stage, the one before it): what the stage itself costs is the difference.
     increments: tuple[tuple[str, str], ...] = ()
@@ -337,16 +337,16 @@ def measure_group(
 ) -> dict[str, Any]:
     """Measure a group; returns what the result file holds of it.
 
-    A contender whose process fails, or dies by a signal, is left out, and the reason is kept.
+    A candidate whose process fails, or dies by a signal, is left out, and the reason is kept.
     """
-    contenders = group.contenders
-    measured = measure(contenders, work, num_repeats, num_cpus, progress, keep_going=True)
+    candidates = group.candidates
+    measured = measure(candidates, work, num_repeats, num_cpus, progress, keep_going=True)
     sections = measured.sections
     if not sections:
-        raise UserError(f"none of {', '.join(contenders)} could be measured; see the reasons above")
+        raise UserError(f"none of {', '.join(candidates)} could be measured; see the reasons above")
     result: dict[str, Any] = {
         "rounds": measured.num_rounds,
-        "contenders": sections_as_json(sections),
+        "candidates": sections_as_json(sections),
         "left_out": measured.left_out,
     }
     result["ratios"] = {
@@ -374,14 +374,14 @@ def group_tables(result: Mapping[str, Any]) -> str:
     """The tables of a measured group, in Markdown."""
     stages = result["stage_cpu_ms_per_img"]
     rows = []
-    for name, measured in result["contenders"].items():
+    for name, measured in result["candidates"].items():
         rate, cpu = measured["img_per_s"], measured["cpu_ms_per_img"]
         row = [name, f"{rate['median']:.0f}", f"{rate['min']:.0f}-{rate['max']:.0f}"]
         row.append(f"{cpu['median']:.2f}")
         if stages:
             row.append(f"{stages[name]['median']:.2f}" if name in stages else "")
         rows.append(row)
-    header = ["contender", "img/s", "min-max", "CPU ms/img"]
+    header = ["candidate", "img/s", "min-max", "CPU ms/img"]
     tables = [format_table(header + ["of this stage"] * bool(stages), rows)]
     if result["ratios"]:
         rows = [

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernel_timing import (
-    COMPILED_TWIN,
+    COMPILED,
     DTYPES,
     OURS,
+    PLAIN,
     TIMM,
-    TWIN,
     Call,
     Case,
     add_options,
@@ -67,15 +67,15 @@ def _make_case(
     leaf = logits.requires_grad_()
     lam = torch.full((batch,), LAM, device=logits.device)
     sparse = (labels, labels.flip(0), lam, smoothing, target_threshold)
-    contenders: dict[str, Call] = {OURS: _with_gradient(leaf, partial(mixed_bce, leaf, *sparse))}
+    candidates: dict[str, Call] = {OURS: _with_gradient(leaf, partial(mixed_bce, leaf, *sparse))}
     if logits.device.type != "cpu":  # where it serves
-        contenders[TWIN] = _with_gradient(leaf, partial(mixed_bce_plain, leaf, *sparse))
+        candidates[PLAIN] = _with_gradient(leaf, partial(mixed_bce_plain, leaf, *sparse))
     left_out = {}
     if obstacle is None:
         compiled = torch.compile(mixed_bce_plain, dynamic=False)
-        contenders[COMPILED_TWIN] = _with_gradient(leaf, partial(compiled, leaf, *sparse))
+        candidates[COMPILED] = _with_gradient(leaf, partial(compiled, leaf, *sparse))
     else:
-        left_out[COMPILED_TWIN] = obstacle
+        left_out[COMPILED] = obstacle
     try:
         from timm.data.mixup import mixup_target
         from timm.loss import BinaryCrossEntropy
@@ -87,8 +87,8 @@ def _make_case(
         def timm_loss() -> Any:
             return criterion(leaf, mixup_target(labels, num_classes, LAM, smoothing))
 
-        contenders[TIMM] = _with_gradient(leaf, timm_loss)
-    return Case(contenders, 2 * logits.numel() * logits.dtype.itemsize, left_out)
+        candidates[TIMM] = _with_gradient(leaf, timm_loss)
+    return Case(candidates, 2 * logits.numel() * logits.dtype.itemsize, left_out)
 
 
 def _with_gradient(logits: Tensor, loss_of: Callable[[], Any]) -> Call:

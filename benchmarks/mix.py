@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernel_timing import (
-    COMPILED_TWIN,
+    COMPILED,
     DTYPES,
     OURS,
+    PLAIN,
     ROTATED_BYTES,
     TIMM,
-    TWIN,
     Call,
     Case,
     add_options,
@@ -55,7 +55,7 @@ def make_cases(
     """The cases, on random images.
 
     Args:
-        copies: of the batch, which the calls of a contender take in turn.
+        copies: of the batch, which the calls of a candidate take in turn.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(
@@ -94,24 +94,24 @@ def _make_case(
         options = (IMAGENET_MEAN, IMAGENET_STD, dtype, *mixing)
         return in_rotation([partial(function, images, *options) for images in batches])
 
-    contenders: dict[str, Call] = {
+    candidates: dict[str, Call] = {
         OURS: of_ours(normalize_mix),
-        TWIN: of_ours(normalize_mix_plain),
+        PLAIN: of_ours(normalize_mix_plain),
     }
     left_out = {}
     if obstacle is None:
-        contenders[COMPILED_TWIN] = of_ours(torch.compile(normalize_mix_plain, dynamic=False))
+        candidates[COMPILED] = of_ours(torch.compile(normalize_mix_plain, dynamic=False))
     else:
-        left_out[COMPILED_TWIN] = obstacle
+        left_out[COMPILED] = obstacle
     try:
         pixels = [images.permute(0, 3, 1, 2) for images in batches]
         planes = [images.contiguous() for images in pixels]
         for name, inputs in ((TIMM, planes), (f"{TIMM}, NHWC", pixels)):
             calls = [_timm_input(images, dtype, lam_and_kind) for images in inputs]
-            contenders[name] = in_rotation(calls)
+            candidates[name] = in_rotation(calls)
     except ImportError as error:
         left_out[TIMM] = str(error)
-    return Case(contenders, _floor_bytes(batches[0].numel(), dtype), left_out)
+    return Case(candidates, _floor_bytes(batches[0].numel(), dtype), left_out)
 
 
 def _floor_bytes(num_values: int, dtype: torch.dtype) -> int:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.kernel_timing import (
-    COMPILED_TWIN,
+    COMPILED,
     OURS,
+    PLAIN,
     TIMM,
-    TWIN,
     Call,
     Case,
     add_options,
@@ -40,39 +40,39 @@ GRADIENT_SIZE = 1e-6  # with which no norm is clipped, whatever the model
 
 
 def make_case(name: str, device: torch.device, no_compile: bool = False) -> Case:
-    """All contenders, each with a copy of the model; they share the gradients."""
+    """All candidates, each with a copy of the model; they share the gradients."""
     torch.manual_seed(0)
     model = create_model(name).to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     parameters = [p for p in model.parameters() if p.requires_grad]
     for p in parameters:
         p.grad = torch.randn_like(p) * GRADIENT_SIZE
-    contenders: dict[str, Call] = {OURS: _update(model, "auto")}
+    candidates: dict[str, Call] = {OURS: _update(model, "auto")}
     left_out = {}
     if device.type != "cpu":  # where it serves
-        contenders[TWIN] = _update(_copy(model), "foreach")
+        candidates[PLAIN] = _update(_copy(model), "foreach")
     obstacle = compile_obstacle(device, no_compile)
     if obstacle is None:
         try:
-            contenders[COMPILED_TWIN] = _compiled_update(_copy(model))
+            candidates[COMPILED] = _compiled_update(_copy(model))
         except Exception as error:
-            left_out[COMPILED_TWIN] = f"torch.compile failed: {_first_line(error)}"
+            left_out[COMPILED] = f"torch.compile failed: {_first_line(error)}"
     else:
-        left_out[COMPILED_TWIN] = obstacle
+        left_out[COMPILED] = obstacle
     try:
-        contenders[TIMM] = _timm_update(_copy(model))
+        candidates[TIMM] = _timm_update(_copy(model))
     except ImportError as error:
         left_out[TIMM] = str(error)
     try:
-        contenders[APEX] = _update(_copy(model), "apex")
+        candidates[APEX] = _update(_copy(model), "apex")
     except UserError as error:
         left_out[APEX] = str(error)
     num_bytes = sum(p.numel() * p.itemsize for p in parameters)
-    return Case(contenders, NUM_PASSES * num_bytes, left_out)
+    return Case(candidates, NUM_PASSES * num_bytes, left_out)
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """A copy with the same gradient tensors: four times the memory is enough for each contender."""
+    """A copy with the same gradient tensors: four times the memory is enough for each candidate."""
     gradients = [p.grad for p in model.parameters()]
     for p in model.parameters():
         p.grad = None
@@ -96,7 +96,7 @@ def _update(model: nn.Module, backend: Backend) -> Call:
 
 
 def _compiled_update(model: nn.Module) -> Call:
-    """The twin and the EMA as one compiled function of lists of tensors."""
+    """The reference implementation and the EMA as one compiled function of lists of tensors."""
     optimizer = create_optimizer(model, "lamb", LR, WEIGHT_DECAY, backend="foreach")
     ema = ModelEma(model, DECAY)
     optimizer.step()  # makes the state

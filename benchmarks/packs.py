@@ -118,17 +118,17 @@ def _graph(samples: TrainSamples) -> Pipeline:
 
 def rates_group(task: LoaderTask, data: Mapping[str, Path]) -> Group:
     """Our loader on every dataset, with RandAugment and without."""
-    contenders = {}
+    candidates = {}
     for name, path in data.items():
         here = replace(task, data=path)
-        contenders[name] = functools.partial(our_loader, here)
-        contenders[f"{name}, plain"] = functools.partial(
+        candidates[name] = functools.partial(our_loader, here)
+        candidates[f"{name}, plain"] = functools.partial(
             our_loader, replace(here, randaugment=None)
         )
     packs = [name for name in data if name != ORIGINALS]
     comparisons = [RatePair(name, ORIGINALS) for name in packs]
     comparisons += [RatePair(f"{name}, plain", f"{ORIGINALS}, plain") for name in packs]
-    return Group(contenders, tuple(comparisons))
+    return Group(candidates, tuple(comparisons))
 
 
 def _named_packs(texts: Sequence[str]) -> Iterator[tuple[str, Path]]:

@@ -26,7 +26,7 @@ LAST_MAGNITUDE_BIN = 30
 
 @dataclass(frozen=True)
 class LoaderTask:
-    """What all contenders are given.
+    """What all candidates are given.
 
     Attributes:
         data: folder of class folders.
@@ -146,7 +146,7 @@ def dali_stock_loader(task: LoaderTask) -> BatchCounts:
     """DALI's stock classification graph, as its ResNet-50 examples have it: no RandAugment.
 
     Reader, `decoders.image_random_crop`, resize, `crop_mirror_normalize`: its batches are
-    normalised and NCHW (float16 on a GPU), one step further than the other contenders'.
+    normalised and NCHW (float16 on a GPU), one step further than the other candidates'.
     """
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.data_node import DataNode
@@ -225,7 +225,7 @@ def torchvision_loader(task: LoaderTask) -> BatchCounts:
 def ffcv_loader(task: LoaderTask, share_raw: float = 0.0) -> BatchCounts:
     """FFCV's loader on FFCV's file: RandomResizedCrop and flip, as it has no RandAugment.
 
-    Its file holds images that it encoded anew (quality 90, as in its settings for ImageNet), here
+    Its file holds images that it encoded again (quality 90, as in its settings for ImageNet), here
     in a folder for temporary files. Each is decoded whole, then cropped and resized by OpenCV's
     area filter.
 

@@ -1,6 +1,6 @@
-"""What every benchmark shares: contenders measured in alternation, statistics, machine, JSON.
+"""What every benchmark shares: candidates measured in alternation, statistics, machine, JSON.
 
-Each contender lives in a process of its own, so that none shares threads, memory pools or imports
+Each candidate lives in a process of its own, so that none shares threads, memory pools or imports
 with another. Rounds alternate between them, and a ratio is taken within a round before the median
 over rounds: a machine that grows slower for a while then slows both sides of it.
 """
@@ -55,11 +55,11 @@ BatchCounts = Iterator[int | Delivery]
 
 @dataclass(frozen=True)
 class Parts:
-    """A contender that does several things in one process, such as its loader and its model.
+    """A candidate that does several things in one process, such as its loader and its model.
 
     Attributes:
         runs: for each part what starts it; a part ends before another starts.
-        facts: what else there is to say about the contender, as JSON holds it.
+        facts: what else there is to say about the candidate, as JSON holds it.
     """
 
     runs: Mapping[str, Callable[[], BatchCounts]]
@@ -70,7 +70,7 @@ Start = Callable[[], "BatchCounts | Parts"]
 
 
 class NotInstalledError(Exception):
-    """A contender needs something that is not installed here."""
+    """A candidate needs something that is not installed here."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Section:
-    """One timed section: wall time, CPU time of the contender's processes, and images delivered.
+    """One timed section: wall time, CPU time of the candidate's processes, and images delivered.
 
     `waited_s` is the time spent waiting for data, None where that means nothing; `peak_gib` what
     PyTorch's tensors took of the GPU's memory at most, None without a GPU.
@@ -215,14 +215,14 @@ class _LeftOut:
 
 
 def _serve(connection: Connection, start: Start, cpus: list[int]) -> None:
-    """Child process: make the contender's batches, then time a section at each request."""
+    """Child process: make the candidate's batches, then time a section at each request."""
     os.sched_setaffinity(0, cpus)
     with contextlib.suppress(EOFError, BrokenPipeError):  # the parent has had enough
         _answer(connection, start)
 
 
 def _answer(connection: Connection, start: Start) -> None:
-    connection.recv()  # Imports are done: one contender after the other starts from here.
+    connection.recv()  # Imports are done: one candidate after the other starts from here.
     try:
         started = start()
         if not isinstance(started, Parts):
@@ -259,9 +259,9 @@ class Measurements:
     """What came out of the rounds.
 
     Attributes:
-        sections: of each contender, one a round; of a contender with parts under "NAME, PART".
-        left_out: why contenders were left out.
-        facts: what contenders said about themselves.
+        sections: of each candidate, one a round; of a candidate with parts under "NAME, PART".
+        left_out: why candidates were left out.
+        facts: what candidates said about themselves.
     """
 
     sections: dict[str, list[Section]]
@@ -294,7 +294,7 @@ def _sigterm_as_error() -> Iterator[None]:
 
 
 def measure(
-    contenders: Mapping[str, Start],
+    candidates: Mapping[str, Start],
     work: Work,
     num_rounds: int,
     num_cpus: int,
@@ -302,20 +302,20 @@ def measure(
     *,
     keep_going: bool = False,
 ) -> Measurements:
-    """Measure all contenders once a round, every other round in the opposite order.
+    """Measure all candidates once a round, every other round in the opposite order.
 
     SIGTERM, as from coreutils' `timeout`, ends the measurement with the rounds that are complete.
 
     Args:
-        contenders: for each name a function that starts the contender; it is called in a new
+        candidates: for each name a function that starts the candidate; it is called in a new
             process, so it must be picklable. It raises NotInstalledError where a package lacks.
-        num_cpus: all contenders are bound to the same CPUs, as many as this.
+        num_cpus: all candidates are bound to the same CPUs, as many as this.
         progress: receives a line after each section.
-        keep_going: leave out a contender that fails, which is an error otherwise.
+        keep_going: leave out a candidate that fails, which is an error otherwise.
 
     Raises:
-        RuntimeError: a contender's process failed.
-        UserError: a contender was given something it cannot work with, or time was up before the
+        RuntimeError: a candidate's process failed.
+        UserError: a candidate was given something it cannot work with, or time was up before the
             first round was.
     """
     context = multiprocessing.get_context("spawn")
@@ -350,7 +350,7 @@ def measure(
             )
 
     try:
-        for name, start in contenders.items():
+        for name, start in candidates.items():
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, start, cpus), name=name)
             process.start()
@@ -391,8 +391,8 @@ def measure(
     return measured
 
 
-def _section_name(contender: str, part: str) -> str:
-    return f"{contender}, {part}" if part else contender
+def _section_name(candidate: str, part: str) -> str:
+    return f"{candidate}, {part}" if part else candidate
 
 
 def _receive(connection: Connection, process: BaseProcess, keep_going: bool) -> Any:
@@ -465,9 +465,9 @@ def new_report(benchmark: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sections_as_json(sections: Mapping[str, Sequence[Section]]) -> dict[str, Any]:
-    """For each contender images/s, CPU ms per image and what was delivered.
+    """For each candidate images/s, CPU ms per image and what was delivered.
 
-    Where contenders wait for data, `data_wait_percent` of the time; on a GPU `peak_memory_gib`.
+    Where candidates wait for data, `data_wait_percent` of the time; on a GPU `peak_memory_gib`.
     """
     return {name: _as_json(runs) for name, runs in sections.items()}
 

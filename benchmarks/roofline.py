@@ -195,7 +195,7 @@ class Roofline:
 
 
 def shares_of_floors(steps: Mapping[str, Any], roofline: Roofline) -> dict[str, dict[str, float]]:
-    """For each contender its images/s over each floor's; peers do no more work than ours."""
+    """For each candidate its images/s over each floor's; peers do no more work than ours."""
     return {
         name: {
             variant: float(f"{step['img_per_s']['median'] / floor.img_per_s:.3g}")

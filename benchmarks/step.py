@@ -179,7 +179,7 @@ def _parts(
 
 
 def part_times_ms(
-    sections: Mapping[str, Sequence[Section]], contender: str, images: int
+    sections: Mapping[str, Sequence[Section]], candidate: str, images: int
 ) -> dict[str, list[float]]:
     """Milliseconds of each part of one update of `images` images, round by round.
 
@@ -189,7 +189,7 @@ def part_times_ms(
     """
 
     def times(part: str) -> list[float]:
-        return [1000 * images / run.img_per_s for run in sections[f"{contender}, {part}"]]
+        return [1000 * images / run.img_per_s for run in sections[f"{candidate}, {part}"]]
 
     update, mix, forward, both = (times(part) for part in (UPDATE, MIX, FORWARD, BACKWARD))
     rounds = list(zip(update, mix, forward, both, strict=True))
@@ -225,29 +225,29 @@ def variants(base: Config, vary: Sequence[str], reload: Callable[..., Config]) -
     }
 
 
-def contenders_of(configs: Mapping[str, Config], peers: Sequence[str]) -> dict[str, Start]:
+def candidates_of(configs: Mapping[str, Config], peers: Sequence[str]) -> dict[str, Start]:
     """Ours with each setting, and the peers, each also compiled where one of ours is."""
-    contenders: dict[str, Start] = {
+    candidates: dict[str, Start] = {
         name: partial(start_ours, config) for name, config in configs.items()
     }
     base = next(iter(configs.values()))
     compiled = [config for config in configs.values() if config.run.compile is True]
     starts = {"timm": start_timm, "plain": start_plain}
     for peer in peers:
-        contenders[peer] = partial(starts[peer], _with_compile(base, False))
+        candidates[peer] = partial(starts[peer], _with_compile(base, False))
         if compiled and peer == "timm":
-            contenders[f"{peer} compiled"] = partial(starts[peer], compiled[0])
-    return contenders
+            candidates[f"{peer} compiled"] = partial(starts[peer], compiled[0])
+    return candidates
 
 
 def _with_compile(config: Config, value: bool) -> Config:
     return config.model_copy(update={"run": config.run.model_copy(update={"compile": value})})
 
 
-def steps_as_json(measured: Measurements, contenders: Sequence[str]) -> dict[str, Any]:
-    """For each contender images/s and memory of whole updates, the parts, what it said."""
+def steps_as_json(measured: Measurements, candidates: Sequence[str]) -> dict[str, Any]:
+    """For each candidate images/s and memory of whole updates, the parts, what it said."""
     result: dict[str, Any] = {}
-    for name in contenders:
+    for name in candidates:
         if name in measured.left_out:
             continue
         facts = measured.facts[name]
@@ -287,7 +287,7 @@ def fastest(steps: Mapping[str, Any]) -> str | None:
 
 
 def steps_table(steps: Mapping[str, Any]) -> str:
-    """One row a contender, in Markdown."""
+    """One row a candidate, in Markdown."""
     parts = ("mix", "forward", "backward", "optimizer", "update")
     header = ["step", "img/s", "min-max", *(f"{part} ms" for part in parts), "memory GiB"]
     rows = []
@@ -364,20 +364,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configs = variants(
         config, options.vary, lambda more: load_config(options.config, [*overrides, *more])
     )
-    contenders = contenders_of(configs, options.peers)
+    candidates = candidates_of(configs, options.peers)
     measured = measure(
-        contenders,
+        candidates,
         Work(options.seconds, options.updates, num_warmup_batches=2),
         options.rounds,
         available_cpus(),
         report_progress,
-        keep_going=len(contenders) > 1,
+        keep_going=len(candidates) > 1,
     )
-    steps = steps_as_json(measured, list(contenders))
+    steps = steps_as_json(measured, list(candidates))
     if not steps:
         raise UserError("no step could be measured; the reasons stand above")
     report = new_report("step", describe_config(config, options, measured.num_rounds))
-    report |= {"contenders": steps, "left_out": measured.left_out, "fastest": fastest(steps)}
+    report |= {"candidates": steps, "left_out": measured.left_out, "fastest": fastest(steps)}
     best = report["fastest"]
     report["ratios"] = {
         f"{best} / {name}": asdict(

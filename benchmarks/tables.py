@@ -30,7 +30,7 @@ PLAIN_NAMES = {
     "DALI plain": "DALI graph",
     "DALI stock plain": "DALI's stock classification graph, which normalises too",
     "torchvision plain": "torchvision's DataLoader",
-    "FFCV plain": "FFCV, its file of JPEGs encoded anew (quality 90)",
+    "FFCV plain": "FFCV, its file of JPEGs encoded again (quality 90)",
     "FFCV half raw plain": "FFCV, half of its file raw pixels, at most 500 px",
 }
 COPIES_NAMES = {
@@ -90,18 +90,18 @@ def _loader(report: Report) -> list[str]:
 
 
 def _loader_table(group: Report, names: Mapping[str, str], title: str, first: str) -> list[str]:
-    """Contenders by their names; the first of these, `first`, is held against the others."""
+    """Candidates by their names; the first of these, `first`, is held against the others."""
     ours = next(iter(names))
     rows = [f"| {title} | img/s | CPU ms/img | {first} against it |", "|---|---|---|---|"]
     for key, name in names.items():
-        if key not in group["contenders"]:
+        if key not in group["candidates"]:
             continue
-        contender = group["contenders"][key]
+        candidate = group["candidates"][key]
         ratio = group["ratios"].get(f"{ours} / {key}")
         factor = "" if ratio is None else f"{ratio['median']:.2f} x"
-        cpu = contender["cpu_ms_per_img"]
+        cpu = candidate["cpu_ms_per_img"]
         rows.append(
-            f"| {name} | {_spread(contender['img_per_s'])} | {cpu['median']:.2f} | {factor} |"
+            f"| {name} | {_spread(candidate['img_per_s'])} | {cpu['median']:.2f} | {factor} |"
         )
     return rows
 
@@ -133,13 +133,13 @@ def _step(report: Report) -> list[str]:
         "| step | img/s | mix | forward | backward | optimizer, average | memory GiB |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, step in report["contenders"].items():
+    for name, step in report["candidates"].items():
         times = (
             f"{step['ms_per_update'][part]['median']:.1f}"
             for part in ("mix", "forward", "backward", "optimizer")
         )
         shown = STEP_NAMES.get(name, name)
-        if name == report["fastest"] and len(report["contenders"]) > 1:
+        if name == report["fastest"] and len(report["candidates"]) > 1:
             shown = f"**{shown}**"
         memory = step.get("peak_memory_gib")
         lines.append(
@@ -150,7 +150,7 @@ def _step(report: Report) -> list[str]:
 
 
 def _kernel(report: Report) -> list[str]:
-    names = list(dict.fromkeys(n for case in report["cases"].values() for n in case["contenders"]))
+    names = list(dict.fromkeys(n for case in report["cases"].values() for n in case["candidates"]))
     lines = [
         f"Microseconds, {KERNEL_TITLES[report['benchmark']]}; the floor is the time to move the "
         f"bytes at the measured copy bandwidth, {_where(report)}",
@@ -160,8 +160,8 @@ def _kernel(report: Report) -> list[str]:
     ]
     for case, result in report["cases"].items():
         times = (
-            f"{result['contenders'][name]['us']['median']:.0f}"
-            if name in result["contenders"]
+            f"{result['candidates'][name]['us']['median']:.0f}"
+            if name in result["candidates"]
             else ""
             for name in names
         )
@@ -169,7 +169,7 @@ def _kernel(report: Report) -> list[str]:
     return lines
 
 
-def _twins(*reports: Report) -> list[str]:
+def _references(*reports: Report) -> list[str]:
     """What the kernels' counterparts on a CPU take, in one table."""
     lines = [
         "What stands for the kernels on a CPU, milliseconds (mixing 256 images of 160 px; loss of "
@@ -180,7 +180,7 @@ def _twins(*reports: Report) -> list[str]:
     ]
     for report in reports:
         for case, result in report["cases"].items():
-            ours, theirs = (result["contenders"][name] for name in ("dali_rsb", "timm"))
+            ours, theirs = (result["candidates"][name] for name in ("dali_rsb", "timm"))
             lines.append(
                 f"| {KERNEL_TITLES[report['benchmark']]}: {case} | {_ms(ours['us'])} | "
                 f"{_ms(theirs['us'])} | {theirs['times_ours']['median']:.1f} x |"
@@ -221,7 +221,7 @@ def _where(report: Report) -> str:
 TABLES: dict[tuple[str, ...], tuple[str, Callable[..., list[str]]]] = {
     ("loader_cpu",): ("the loader on a CPU", _loader),
     ("train_cpu",): ("training from end to end on a CPU", _train),
-    ("mix_cpu", "loss_cpu", "optimizer_cpu"): ("the kernels' counterparts on a CPU", _twins),
+    ("mix_cpu", "loss_cpu", "optimizer_cpu"): ("the kernels' counterparts on a CPU", _references),
     ("loader_gpu",): ("the loader on a GPU", _loader),
     ("step_gpu",): ("the training step on a GPU", _step),
     ("step_compiled_gpu",): ("the compiled training step on a GPU", _step),
@@ -233,7 +233,7 @@ TABLES: dict[tuple[str, ...], tuple[str, Callable[..., list[str]]]] = {
 
 
 def replace_results(readme: str) -> str:
-    """The README with its results written anew."""
+    """The README with its results written again."""
     before, _, rest = readme.partition(START)
     _, _, after = rest.partition(END)
     return before + START + render() + END + after

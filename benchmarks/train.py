@@ -70,7 +70,7 @@ from dali_rsb.training.assembly import build_trainer, device_batch
 OURS, TIMM = "dali_rsb", "timm"
 EVALUATION = "evaluation"
 ENDLESS = 10**6  # epochs
-# Datasets up to this size are read once beforehand, so that all contenders find them in memory.
+# Datasets up to this size are read once beforehand, so that all candidates find them in memory.
 MAX_IMAGES_TO_READ = 20_000
 EVALUATION_BATCHES_PER_READING = 2
 
@@ -307,21 +307,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_intermixed_args(arguments)
     config = load_config(options.config, overrides_of(options))
     training_folder(config)
-    contenders: dict[str, Start] = {OURS: partial(start_ours, config)}
+    candidates: dict[str, Start] = {OURS: partial(start_ours, config)}
     if not options.no_timm:
-        contenders[TIMM] = partial(start_timm, config)
+        candidates[TIMM] = partial(start_timm, config)
     num_cpus = available_cpus()
     measured = measure(
-        contenders, work_of(config, options), options.rounds, num_cpus, report_progress
+        candidates, work_of(config, options), options.rounds, num_cpus, report_progress
     )
     triples = {
         name: Triple.of(measured.sections, name, num_cpus)
-        for name in contenders
+        for name in candidates
         if name not in measured.left_out
     }
     report = new_report("train", describe_config(config, options, measured.num_rounds))
     report |= {
-        "contenders": sections_as_json(measured.sections),
+        "candidates": sections_as_json(measured.sections),
         "facts": measured.facts,
         "triples": {name: triple.as_json() for name, triple in triples.items()},
         "targets": {

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.report import Section, Summary, format_table, summarize
 
-# Names of a contender's parts.
+# Names of a candidate's parts.
 LOADER, MODEL, TOGETHER = "loader alone", "model alone", "together"
 # What training should reach of the slower of the two, and the most it should wait for data.
 TARGET_SHARE = 0.97
@@ -45,10 +45,10 @@ class Triple:
     data_wait_percent: Summary
 
     @classmethod
-    def of(cls, sections: Mapping[str, Sequence[Section]], contender: str, num_cpus: int) -> Triple:
-        """The triple of a contender whose parts have the names above; ratios within a round."""
+    def of(cls, sections: Mapping[str, Sequence[Section]], candidate: str, num_cpus: int) -> Triple:
+        """The triple of a candidate whose parts have the names above; ratios within a round."""
         loader, model, together = (
-            sections[f"{contender}, {part}"] for part in (LOADER, MODEL, TOGETHER)
+            sections[f"{candidate}, {part}"] for part in (LOADER, MODEL, TOGETHER)
         )
         rounds = list(zip(loader, model, together, strict=True))
         cpu_bounds = [1000 * num_cpus / (a.cpu_ms_per_img + b.cpu_ms_per_img) for a, b, _ in rounds]
@@ -96,7 +96,7 @@ class Triple:
 
 
 def triples_table(triples: Mapping[str, Triple]) -> str:
-    """One row a contender, in Markdown."""
+    """One row a candidate, in Markdown."""
     header = [
         "img/s",
         LOADER,

@@ -212,13 +212,13 @@ class EpochLoader:
         It counts samples over all processes, so another batch size or number of processes may go
         on from it.
         """
-        underway = self._position is not None and not self._is_last(self._position[1])
-        epoch, position = (self._position if underway else self._resume_at) or (self._epoch, 0)
+        is_in_epoch = self._position is not None and not self._is_last(self._position[1])
+        epoch, position = (self._position if is_in_epoch else self._resume_at) or (self._epoch, 0)
         samples = position * self._world.size
         state: dict[str, Any] = {"epoch": epoch, "num_samples": samples, "seed": self._seed}
         if isinstance(self.sampler, EpochSampler):
             return state
-        return state | (self._sampler_state if underway else _state_of(self.sampler))
+        return state | (self._sampler_state if is_in_epoch else _state_of(self.sampler))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next pass go on from a `state_dict`, with the batch after the last one yielded.

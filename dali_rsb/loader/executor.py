@@ -1,4 +1,4 @@
-"""Feeds DALI pipelines some runs ahead and takes their outputs: all that touches DALI's executor
+"""Feeds DALI pipelines some iterations ahead and takes their outputs: all that touches DALI's executor
 stands here."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Inputs = Mapping[str, Any]  # a numpy array [B, ...] or a list of B arrays for e
 
 @dataclass(frozen=True)
 class Division:
-    """How threads and runs are divided among pipelines that take turns.
+    """How threads and iterations are divided among round-robin pipelines.
 
     DALI runs one CPU operator of a pipeline at a time, and at its end all threads wait for the
     slowest of them. Pipelines of one thread never wait: on 2 cores, two of them are a fifth faster
@@ -34,8 +34,8 @@ class Division:
 
     Args:
         num_threads: of all pipelines together.
-        prefetch: runs in flight in all of them; each has 2 at least.
-        pipelines: how many take turns.
+        prefetch: iterations in flight in all of them; each has 2 at least.
+        pipelines: how many serve round-robin.
     """
 
     num_threads: int
@@ -70,9 +70,9 @@ _FAILURE_OF_DEVICE = re.compile(
 # A fork in the middle of a run would leave DALI's locks taken for ever in the child, where any
 # pipeline then waits without end: every process forks between runs. What a child inherits it must
 # neither use nor free, either of which would wait for threads that did not come along.
-_RUNNERS: weakref.WeakSet[GraphRunner] = weakref.WeakSet()
+_RUNNERS: weakref.WeakSet[PipelineRunner] = weakref.WeakSet()
 _ONE_FORK = threading.Lock()
-_HALTED: list[GraphRunner] = []  # by the fork that is going on
+_HALTED: list[PipelineRunner] = []  # by the fork that is going on
 _INHERITED: list[object] = []
 
 # Outputs of a pipeline that were taken, and that the GPU may not have come to yet. A host is faster
@@ -108,7 +108,7 @@ os.register_at_fork(
 )
 
 
-class GraphRunner:
+class PipelineRunner:
     """Runs a pipeline with one output asynchronously, in the order of submission.
 
     In a forked child it starts again, with nothing in flight.
@@ -125,7 +125,7 @@ class GraphRunner:
         self._started = False
         # For each batch fed: will its output be taken? And its inputs, which must live until then:
         # the graph may read them in place.
-        self._under_way: deque[tuple[bool, Inputs]] = deque()
+        self._in_flight: deque[tuple[bool, Inputs]] = deque()
         # Of the first of these, what came out already, or the failure; see `settle`.
         self._settled: deque[Tensor | RuntimeError | None] = deque()
         self._copies: deque[torch.cuda.Event] = deque()  # the newest, of a GPU's outputs
@@ -153,7 +153,7 @@ class GraphRunner:
         while not self._started:
             # DALI's first run schedules a whole queue; fill it up with copies nobody takes.
             self._feed(self._last_inputs, wanted=False)
-        while not self._under_way[0][0]:
+        while not self._in_flight[0][0]:
             self._next_output()
         images = self._next_output()
         assert images is not None
@@ -163,7 +163,7 @@ class GraphRunner:
         """Wait until no run is going on; what came out is kept for `take`. With the lock held."""
         if self._pipeline is None or not self._started:
             return
-        for wanted, _ in list(self._under_way)[len(self._settled) :]:
+        for wanted, _ in list(self._in_flight)[len(self._settled) :]:
             try:
                 self._settled.append(self._receive(wanted))
             except RuntimeError as error:
@@ -186,10 +186,10 @@ class GraphRunner:
             if self._settled:
                 output = self._settled.popleft()
             else:
-                output = self._receive(self._under_way[0][0])
+                output = self._receive(self._in_flight[0][0])
             if isinstance(output, RuntimeError):
                 raise output
-            self._under_way.popleft()
+            self._in_flight.popleft()
             return output
 
     def _receive(self, wanted: bool) -> Tensor | None:
@@ -228,14 +228,14 @@ class GraphRunner:
 
     def discard(self) -> None:
         """Forget the batches in flight: their outputs are dropped when they come."""
-        self._under_way = deque((False, inputs) for _, inputs in self._under_way)
+        self._in_flight = deque((False, inputs) for _, inputs in self._in_flight)
 
     def reset(self) -> None:
         """Drop the pipeline and everything in flight; the next submission builds it again."""
         with self.lock:
             self._pipeline = None  # first: its threads may still be reading inputs
             self._started = False
-            self._under_way.clear()
+            self._in_flight.clear()
             self._settled.clear()
             self._copies.clear()
 
@@ -246,26 +246,26 @@ class GraphRunner:
                 self._pipeline.build()
             for name, data in inputs.items():
                 self._pipeline.feed_input(name, data)
-            self._under_way.append((wanted, inputs))
+            self._in_flight.append((wanted, inputs))
             if self._started:
                 self._pipeline.schedule_run()
-            elif len(self._under_way) == self.prefetch:
+            elif len(self._in_flight) == self.prefetch:
                 self._pipeline.schedule_run()
                 self._started = True
             self._last_inputs = inputs
 
 
-class TakingTurns:
-    """Several `GraphRunner`s as one: each run goes to the next of them (see `Division`).
+class RoundRobin:
+    """Several `PipelineRunner`s as one: each iteration goes to the next of them (see `Division`).
 
     Args:
-        build, prefetch: of each of them, see `GraphRunner`.
+        build, prefetch: of each of them, see `PipelineRunner`.
         number: how many.
     """
 
     def __init__(self, build: Callable[[], Pipeline], prefetch: int, number: int) -> None:
         self.prefetch = prefetch * number
-        self._runners = [GraphRunner(build, prefetch) for _ in range(number)]
+        self._runners = [PipelineRunner(build, prefetch) for _ in range(number)]
         self._start()
 
     def _start(self) -> None:
@@ -273,21 +273,21 @@ class TakingTurns:
         self._next_to_take = itertools.cycle(self._runners)
 
     def submit(self, inputs: Inputs) -> None:
-        """See `GraphRunner.submit`."""
+        """See `PipelineRunner.submit`."""
         next(self._next_to_feed).submit(inputs)
 
     def take(self) -> Tensor:
-        """See `GraphRunner.take`; after a failure all of them must be reset."""
+        """See `PipelineRunner.take`; after a failure all of them must be reset."""
         return next(self._next_to_take).take()
 
     def discard(self) -> None:
-        """See `GraphRunner.discard`."""
+        """See `PipelineRunner.discard`."""
         for runner in self._runners:
             runner.discard()
         self._start()
 
     def reset(self) -> None:
-        """See `GraphRunner.reset`."""
+        """See `PipelineRunner.reset`."""
         for runner in self._runners:
             runner.reset()
         self._start()

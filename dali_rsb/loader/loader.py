@@ -19,7 +19,7 @@ from dali_rsb.draws.mixing import MixDraws
 from dali_rsb.draws.samples import BatchSpec, PreparedRun, joined_indices, replace_indices
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.batch import Batch, BatchMixing
-from dali_rsb.loader.executor import TakingTurns, is_failure_of_device
+from dali_rsb.loader.executor import RoundRobin, is_failure_of_device
 from dali_rsb.loader.rand_augment import apply_operands
 from dali_rsb.loader.transfer import to_device
 from pipelines.types import IMAGENET_FILL
@@ -31,33 +31,34 @@ class Samples(Protocol):
     """What the loader loads: `TrainSamples` or `EvalSamples`."""
 
     def prepare(self, *specs: BatchSpec) -> PreparedRun:
-        """Turn indices and positions into the inputs of one run of the graph."""
+        """Turn indices and positions into the inputs of one iteration of the pipeline."""
         ...
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One run of the graph that is in flight, and the batches that come of it."""
+    """An iteration of a pipeline that is in flight, and the batches that come of it."""
 
     specs: tuple[BatchSpec, ...]
     prepared: PreparedRun
 
 
 class Loader:
-    """Decodes batches through a DALI graph, some of them ahead of the one in use.
+    """Decodes batches through DALI pipelines, some of them ahead of the one in use.
 
-    A run of the graph has a fixed cost, operator by operator; where batches are small, several of
-    them share a run. The images of a run are one tensor, freed with the last of its batches.
+    An iteration of a pipeline has a fixed cost, operator by operator; where batches are small,
+    several of them share one. The images of an iteration are one tensor, freed with the last of its
+    batches.
 
     Args:
         samples: says what a batch specification means.
-        build_pipeline: makes the graph; its inputs must be those that `samples` prepares, and its
-            batch size must suffice for a run.
-        device: where labels and draws go; the graph's own device.
-        prefetch: runs in flight in a pipeline; it must have been built with the same depth.
+        build_pipeline: makes a pipeline; its inputs must be those that `samples` prepares, and its
+            batch size must suffice for an iteration.
+        device: where labels and draws go; the pipeline's own device.
+        prefetch: iterations in flight in a pipeline, which must have been built with that depth.
         bad_images: what to do about images that cannot be decoded.
-        batches_per_run: how many batches share a run.
-        pipelines: how many pipelines take turns (see `graph_runner.Division`).
+        batches_per_run: how many batches share an iteration.
+        pipelines: how many pipelines serve round-robin (see `executor.Division`).
         fill: colour that geometric operations bring in, where they are left to the kernels.
         decodes_on_gpu: whether the pipelines use a decoder of the GPU, which may refuse images.
     """
@@ -76,7 +77,7 @@ class Loader:
     ) -> None:
         self._samples = samples
         self._device = device
-        self._runner = TakingTurns(build_pipeline, prefetch, pipelines)
+        self._runner = RoundRobin(build_pipeline, prefetch, pipelines)
         self._bad_images = bad_images
         self._batches_per_run = batches_per_run
         self._fill = fill
@@ -84,12 +85,12 @@ class Loader:
 
     @property
     def prefetch(self) -> int:
-        """Runs of the graph in flight, in all pipelines."""
+        """Iterations in flight, in all pipelines."""
         return self._runner.prefetch
 
     @property
-    def batches_under_way(self) -> int:
-        """Batches in all runs in flight."""
+    def batches_in_flight(self) -> int:
+        """Batches in all iterations in flight."""
         return self.prefetch * self._batches_per_run
 
     def with_samples(self, samples: Samples) -> Loader:
@@ -159,7 +160,7 @@ class Loader:
         self._bad_images.find(indices, error, gpu)
 
     def _restart(self, waiting: deque[_Run]) -> None:
-        """Start the runs in flight again."""
+        """Start the iterations in flight again."""
         runs = [run.specs for run in waiting]
         self._runner.reset()
         waiting.clear()

@@ -84,7 +84,7 @@ def warm_up_training(
     """
     last_epoch = epoch + max(1, _MAX_POSITIONS // len(samples.index))
     specs = samples.stream(epoch, min(end_epoch, last_epoch), first_update)
-    largest = largest_batches(specs, _pixels(samples.index), loader.batches_under_way)
+    largest = largest_batches(specs, _pixels(samples.index), loader.batches_in_flight)
     return _run(loader.with_samples(WholeImages(samples)), largest, samples.index, is_asked_to_stop)
 
 
@@ -96,7 +96,7 @@ def warm_up_evaluation(
     Raises:
         UserError: they do not fit into memory, or an image cannot be decoded.
     """
-    largest = largest_batches(samples.specs(), _pixels(samples.index), loader.batches_under_way)
+    largest = largest_batches(samples.specs(), _pixels(samples.index), loader.batches_in_flight)
     return _run(loader, largest, samples.index, is_asked_to_stop)
 
 

@@ -96,8 +96,8 @@ def test_a_folder_with_something_in_it_is_not_overwritten(images):
 
 
 @pytest.mark.parametrize("policy", ["rand-m6-mstd0.5-inc1", None])
-@pytest.mark.parametrize("contender", ["ours", "timm", "DALI", "DALI n=1", "torchvision"])
-def test_every_contender_delivers_whole_batches_across_epochs(settings, contender, policy):
+@pytest.mark.parametrize("candidate", ["ours", "timm", "DALI", "DALI n=1", "torchvision"])
+def test_every_candidate_delivers_whole_batches_across_epochs(settings, candidate, policy):
     from benchmarks.loader import our_loader
     from benchmarks.peers import dali_loader, timm_loader, torchvision_loader
 
@@ -107,7 +107,7 @@ def test_every_contender_delivers_whole_batches_across_epochs(settings, contende
         "DALI": dali_loader,
         "DALI n=1": functools.partial(dali_loader, num_operations=1),
         "torchvision": torchvision_loader,
-    }[contender]
+    }[candidate]
     batches = start(dataclasses.replace(settings, randaugment=policy))
     num_epoch_batches = NUM_IMAGES // settings.batch
     assert list(itertools.islice(batches, num_epoch_batches + 2)) == [8] * (num_epoch_batches + 2)
@@ -136,7 +136,7 @@ def test_dalis_stock_graph_delivers_normalised_batches(settings):
     assert list(itertools.islice(dali_stock_loader(settings), 9)) == [8] * 9
 
 
-def test_a_contender_with_other_images_is_caught(settings):
+def test_a_candidate_with_other_images_is_caught(settings):
     import torch
 
     from benchmarks.peers import count_images
@@ -213,14 +213,14 @@ def test_cpu_time_includes_living_children():
 
 
 def test_rounds_alternate_and_say_who_is_left_out():
-    contenders = {
+    candidates = {
         "slow": functools.partial(_sleeping_batches, 0.05),
         "missing": _not_there,
         "fast": functools.partial(_sleeping_batches, 0.005),
     }
     lines = []
     result = report.measure(
-        contenders, report.Work(0, 4, 1), num_rounds=2, num_cpus=1, progress=lines.append
+        candidates, report.Work(0, 4, 1), num_rounds=2, num_cpus=1, progress=lines.append
     )
     sections = result.sections
     assert result.left_out == {"missing": "it is not installed"}
@@ -239,20 +239,20 @@ def _crashes(after):
 
 
 @pytest.mark.parametrize("after", [0, 3])
-def test_a_contender_that_crashes_is_a_line_and_the_others_go_on(after):
-    contenders = {
+def test_a_candidate_that_crashes_is_a_line_and_the_others_go_on(after):
+    candidates = {
         "crashing": functools.partial(_crashes, after),
         "good": functools.partial(_sleeping_batches, 0.01),
     }
     lines = []
     work = report.Work(0, 2, 1)
-    measured = report.measure(contenders, work, 2, 1, lines.append, keep_going=True)
+    measured = report.measure(candidates, work, 2, 1, lines.append, keep_going=True)
     assert measured.left_out == {"crashing": "its process died by SIGSEGV"}
     assert "crashing: left out, its process died by SIGSEGV" in lines
     assert {name: len(runs) for name, runs in measured.sections.items()} == {"good": 2}
 
 
-def test_a_table_says_which_contender_crashed():
+def test_a_table_says_which_candidate_crashed():
     from benchmarks.loader import Group, group_tables, measure_group
 
     group = Group(
@@ -271,7 +271,7 @@ def test_a_table_says_which_contender_crashed():
         measure_group(alone, report.Work(0, 2, 1), 1, 1, print)
 
 
-def test_a_contender_that_fails_is_named():
+def test_a_candidate_that_fails_is_named():
     with pytest.raises(RuntimeError, match="'broken one'"):
         report.measure({"broken one": _fails}, report.Work(0, 1, 0), 1, 1, print)
 
@@ -287,7 +287,7 @@ def _mistaken():
     raise UserError("give another one")
 
 
-def test_parts_of_a_contender_are_measured_each_for_itself():
+def test_parts_of_a_candidate_are_measured_each_for_itself():
     lines = []
     measured = report.measure(
         {"x": _parts, "y": functools.partial(_sleeping_batches, 0.01)},
@@ -308,9 +308,9 @@ def test_parts_of_a_contender_are_measured_each_for_itself():
     assert "data_wait_percent" not in as_json["y"]
 
 
-def test_a_failing_contender_can_be_left_out_but_not_a_mistake_of_the_users():
-    contenders = {"broken": _fails, "good": functools.partial(_sleeping_batches, 0.01)}
-    measured = report.measure(contenders, report.Work(0, 1, 0), 1, 1, print, keep_going=True)
+def test_a_failing_candidate_can_be_left_out_but_not_a_mistake_of_the_users():
+    candidates = {"broken": _fails, "good": functools.partial(_sleeping_batches, 0.01)}
+    measured = report.measure(candidates, report.Work(0, 1, 0), 1, 1, print, keep_going=True)
     assert list(measured.sections) == ["good"]
     assert "failed" in measured.left_out["broken"]
     with pytest.raises(UserError, match="give another one"):
@@ -337,16 +337,16 @@ def _default_sigterm():
 
 @pytest.mark.usefixtures("_default_sigterm")
 def test_what_is_complete_when_time_is_up_is_kept():
-    contenders = {name: functools.partial(_sleeping_batches, 0.005) for name in "ab"}
+    candidates = {name: functools.partial(_sleeping_batches, 0.005) for name in "ab"}
     lines = []
     work, progress = report.Work(0, 2, 1), _terminate_after(lines, 5)
-    measured = report.measure(contenders, work, 9, 1, progress)
+    measured = report.measure(candidates, work, 9, 1, progress)
     assert lines[-1] == "stopped: 2 of 9 rounds are complete"
     assert measured.num_rounds == 2
     assert [len(runs) for runs in measured.sections.values()] == [2, 2]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # a second one does no harm
     with pytest.raises(UserError, match="before the first round"):
-        report.measure(contenders, work, 9, 1, _terminate_after([], 1))
+        report.measure(candidates, work, 9, 1, _terminate_after([], 1))
 
 
 def test_summaries_and_pairwise_ratios():
@@ -381,8 +381,8 @@ def test_the_command_writes_its_results(images, tmp_path, capsys):
     packages = {"python", "torch", "nvidia-dali-cuda120", "pillow", "commit"}
     assert packages <= set(written["versions"])
     group = written["groups"]["repeated_augmentation"]
-    assert list(group["contenders"]) == ["shared", "roi", "full"]
-    for measured in group["contenders"].values():
+    assert list(group["candidates"]) == ["shared", "roi", "full"]
+    for measured in group["candidates"].values():
         assert measured["num_images"] == [32, 32]
         rate = measured["img_per_s"]
         assert rate["min"] <= rate["median"] <= rate["max"]
@@ -400,18 +400,18 @@ def test_kernels_that_do_not_run_are_left_out_and_no_mistake(settings):
         next(our_loader(settings, randaugment_by="triton"))
 
 
-def test_every_pair_and_stage_is_among_the_contenders(settings):
+def test_every_pair_and_stage_is_among_the_candidates(settings):
     from benchmarks.loader import loader_group, stages_group
 
     group = loader_group(settings)
     named = {name for pair in group.comparisons for name in (pair.ours, pair.theirs)}
-    assert named == set(group.contenders)
+    assert named == set(group.candidates)
     targets = {pair.theirs: pair.target for pair in group.comparisons if pair.target}
     assert targets == {"timm": 1.35, "DALI rand_augment": 1.25}
     stages = stages_group(settings)
-    assert {name for pair in stages.increments for name in pair} <= set(stages.contenders)
+    assert {name for pair in stages.increments for name in pair} <= set(stages.candidates)
     plain = loader_group(dataclasses.replace(settings, randaugment=None))
-    assert set(plain.contenders) == {
+    assert set(plain.candidates) == {
         "dali_rsb plain",
         "timm plain",
         "DALI plain",
@@ -507,11 +507,11 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize("contender", ["ours", "timm", "plain"])
-def test_every_step_does_whole_updates_and_its_parts(tiny_config, contender):
+@pytest.mark.parametrize("candidate", ["ours", "timm", "plain"])
+def test_every_step_does_whole_updates_and_its_parts(tiny_config, candidate):
     from benchmarks import step
 
-    start = {"ours": step.start_ours, "timm": step.start_timm, "plain": step.start_plain}[contender]
+    start = {"ours": step.start_ours, "timm": step.start_timm, "plain": step.start_plain}[candidate]
     parts = start(tiny_config)
     assert set(parts.runs) == {step.UPDATE, step.MIX, step.FORWARD, step.BACKWARD}
     for run in parts.runs.values():
@@ -540,12 +540,12 @@ def test_timms_step_trains(tiny_config):
     assert step.mixup is not None
 
 
-@pytest.mark.parametrize("contender", ["ours", "timm"])
-def test_training_parts_deliver_whole_updates(tiny_config, contender):
+@pytest.mark.parametrize("candidate", ["ours", "timm"])
+def test_training_parts_deliver_whole_updates(tiny_config, candidate):
     from benchmarks import train
     from benchmarks.triple import LOADER, MODEL, TOGETHER
 
-    parts = (train.start_ours if contender == "ours" else train.start_timm)(tiny_config)
+    parts = (train.start_ours if candidate == "ours" else train.start_timm)(tiny_config)
     for part in (LOADER, MODEL, LOADER):  # a part may come again
         batches = parts.runs[part]()
         assert [next(batches), next(batches)] == [16, 16]
@@ -555,7 +555,7 @@ def test_training_parts_deliver_whole_updates(tiny_config, contender):
     batches.close()
     assert delivery.num_images == 16
     assert delivery.waited_s > 0
-    if contender == "ours":
+    if candidate == "ours":
         assert parts.facts["dataset"]["images"] > 1000
         assert parts.facts["start_up_s"] > 0
         evaluated = parts.runs[train.EVALUATION]()
@@ -580,7 +580,7 @@ def test_the_train_command_writes_rates_that_the_budget_reads(
     assert written["benchmark"] == "train"
     triple = written["triples"]["dali_rsb"]
     assert triple["limit"] in ("loader", "model", "CPU")
-    rate = written["contenders"]["dali_rsb, together"]["img_per_s"]["median"]
+    rate = written["candidates"]["dali_rsb, together"]["img_per_s"]["median"]
     assert triple["together"]["median"] == rate > 0
     budget.main([config, *overrides, "--rates", str(output), "--images=1437", "--val-images=360"])
     assert "measured [1]" in capsys.readouterr().out
@@ -593,15 +593,15 @@ def test_training_without_images_is_a_mistake():
         train.main([str(ROOT / "configs/a3.yaml"), "--device=cpu"])
 
 
-def test_every_decoding_stage_is_among_the_contenders(settings):
+def test_every_decoding_stage_is_among_the_candidates(settings):
     from benchmarks.decode import hardware_group, stages_group
 
     group = stages_group(settings)
-    assert {name for pair in group.increments for name in pair} <= set(group.contenders)
+    assert {name for pair in group.increments for name in pair} <= set(group.candidates)
     assert {name for pair in group.comparisons for name in (pair.ours, pair.theirs)} <= set(
-        group.contenders
+        group.candidates
     )
-    assert set(hardware_group(settings, [0.0, 0.65]).contenders) >= {
+    assert set(hardware_group(settings, [0.0, 0.65]).candidates) >= {
         f"{stage} {mode}, load {load}"
         for stage in ("decode", "RandAugment")
         for mode in ("roi", "full")

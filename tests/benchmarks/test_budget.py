@@ -182,7 +182,7 @@ REPORT = {
     "machine": {"cpu": "a CPU"},
     "settings": {"model": "resnet50", "size_px": 160, "optimizer": "lamb"},
     "triples": {"dali_rsb": {"together": {"median": 5000.0}}},
-    "contenders": {"dali_rsb, evaluation": {"img_per_s": {"median": 10_000.0}}},
+    "candidates": {"dali_rsb, evaluation": {"img_per_s": {"median": 10_000.0}}},
     "facts": {"dali_rsb": {"start_up_s": 12.0}},
 }
 

@@ -1,4 +1,4 @@
-"""The benchmarks of mixing and loss: contenders do the same, and results are complete."""
+"""The benchmarks of mixing and loss: candidates do the same, and results are complete."""
 
 import contextlib
 import json
@@ -23,27 +23,27 @@ def _no_compiler(monkeypatch):
 @pytest.mark.usefixtures("_no_compiler")
 @pytest.mark.parametrize("copies", [1, 3])
 @pytest.mark.parametrize("name", ["evaluation", "mixup", "cutmix"])
-def test_contenders_of_mix_make_the_same_batch(name, copies):
+def test_candidates_of_mix_make_the_same_batch(name, copies):
     case = mix.make_cases(4, 24, torch.float16, CPU, copies=copies)[name]
-    assert list(case.contenders) == ["dali_rsb", "plain twin", "timm", "timm, NHWC"]
-    assert case.left_out == {"torch.compile of the twin": "no compiler"}
+    assert list(case.candidates) == ["dali_rsb", "plain PyTorch", "timm", "timm, NHWC"]
+    assert case.left_out == {"plain PyTorch, compiled": "no compiler"}
     assert case.floor_bytes == 4 * 24 * 24 * 3 * 3
-    results = {contender: call() for contender, call in case.contenders.items()}
-    for contender, result in results.items():
+    results = {candidate: call() for candidate, call in case.candidates.items()}
+    for candidate, result in results.items():
         assert result.dtype == torch.float16
         assert result.is_contiguous(memory_format=torch.channels_last)
-        if name != "cutmix" or not contender.startswith("timm"):  # timm draws the place of its box
+        if name != "cutmix" or not candidate.startswith("timm"):  # timm draws the place of its box
             torch.testing.assert_close(result, results["dali_rsb"], rtol=2e-3, atol=1e-3)
     assert torch.equal(results["timm"], results["timm, NHWC"]) or name == "cutmix"
 
 
 @pytest.mark.usefixtures("_no_compiler")
 @pytest.mark.parametrize("name", loss.VARIANTS)
-def test_contenders_of_loss_make_the_same_gradient(name):
+def test_candidates_of_loss_make_the_same_gradient(name):
     case = loss.make_cases(6, 50, torch.float32, CPU)[name]
-    assert list(case.contenders) == ["dali_rsb", "timm"]
+    assert list(case.candidates) == ["dali_rsb", "timm"]
     assert case.floor_bytes == 2 * 6 * 50 * 4
-    (ours,), (theirs,) = (call() for call in case.contenders.values())
+    (ours,), (theirs,) = (call() for call in case.candidates.values())
     torch.testing.assert_close(ours * 300, theirs * 300, rtol=1e-5, atol=1e-6)
 
 
@@ -64,10 +64,10 @@ def test_results_are_printed_and_written(module, arguments, monkeypatch, tmp_pat
     for name, case in report["cases"].items():
         assert f"{name}: " in printed
         assert case["floor_us"] == pytest.approx(case["floor_bytes"] / 1e3, abs=0.01)
-        assert set(case["left_out"]) == {"torch.compile of the twin"}
-        assert case["contenders"]["dali_rsb"]["times_ours"]["runs"] == [1, 1]
-        for contender, measured in case["contenders"].items():
-            assert contender in printed
+        assert set(case["left_out"]) == {"plain PyTorch, compiled"}
+        assert case["candidates"]["dali_rsb"]["times_ours"]["runs"] == [1, 1]
+        for candidate, measured in case["candidates"].items():
+            assert candidate in printed
             assert len(measured["us"]["runs"]) == 2
             assert measured["us"]["min"] > 0
 
@@ -95,8 +95,8 @@ def test_the_compiled_twin_can_be_left_out(tmp_path):
     options = ["--device", "cpu", "--rounds", "1", "--seconds", "0", "--output", str(output)]
     mix.main(["--batch", "2", "--size", "8", "--no-compile", *options])
     for case in json.loads(output.read_text())["cases"].values():
-        assert case["left_out"] == {"torch.compile of the twin": "--no-compile"}
-        assert {measured["timed"] for measured in case["contenders"].values()} == {"calls"}
+        assert case["left_out"] == {"plain PyTorch, compiled": "--no-compile"}
+        assert {measured["timed"] for measured in case["candidates"].values()} == {"calls"}
 
 
 class _Gpu:
@@ -166,7 +166,7 @@ def test_a_gpus_calls_are_timed_in_a_graph_or_else_with_their_launches(monkeypat
     result = kernel_timing.measure_case(
         case, torch.device("cuda"), bytes_per_s=1e6, num_rounds=2, seconds=0.0
     )
-    quiet, asking = (result["contenders"][name] for name in ("quiet", "asking"))
+    quiet, asking = (result["candidates"][name] for name in ("quiet", "asking"))
     assert (quiet["timed"], asking["timed"]) == ("CUDA graph", "launches")
     assert quiet["us"]["runs"] == (500, 500)
     assert asking["us"]["runs"] == (1000, 1000)
@@ -176,10 +176,10 @@ def test_a_gpus_calls_are_timed_in_a_graph_or_else_with_their_launches(monkeypat
 @pytest.mark.gpu
 def test_a_call_that_asks_the_host_is_timed_with_its_launches():
     x = torch.rand(2**20, device="cuda")
-    contenders = {"quiet": lambda: x * 2, "asking": lambda: x.sum().item()}
-    case = kernel_timing.Case(contenders, floor_bytes=2**23)
+    candidates = {"quiet": lambda: x * 2, "asking": lambda: x.sum().item()}
+    case = kernel_timing.Case(candidates, floor_bytes=2**23)
     result = kernel_timing.measure_case(case, x.device, 3e12, num_rounds=2, seconds=0.05)
-    measured = result["contenders"]
+    measured = result["candidates"]
     assert {name: measured[name]["timed"] for name in measured} == {
         "quiet": "CUDA graph",
         "asking": "launches",
@@ -200,8 +200,8 @@ def test_copy_bandwidth_counts_bytes_read_and_written(monkeypatch):
 
 def test_rounds_alternate():
     calls = []
-    contenders = {name: lambda name=name: calls.append(name) for name in "ab"}
-    case = kernel_timing.Case(contenders, floor_bytes=100)
+    candidates = {name: lambda name=name: calls.append(name) for name in "ab"}
+    case = kernel_timing.Case(candidates, floor_bytes=100)
     result = kernel_timing.measure_case(case, CPU, bytes_per_s=1e8, num_rounds=2, seconds=1e-9)
     assert result["floor_us"] == 1
     order = [name for name, before in zip(calls, [None, *calls], strict=False) if name != before]

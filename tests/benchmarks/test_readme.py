@@ -82,12 +82,12 @@ def test_every_result_has_its_table(tmp_path):
     }
     times = {part: _rate(12.5) for part in ("mix", "forward", "backward", "optimizer")}
     step = {"img_per_s": _rate(5000.0), "ms_per_update": times, "peak_memory_gib": 10.2}
-    kernel = {"floor_us": 30.0, "contenders": {"dali_rsb": {"us": _rate(33.4)}}}
+    kernel = {"floor_us": 30.0, "candidates": {"dali_rsb": {"us": _rate(33.4)}}}
     results = {
         "train_gpu": {"settings": SETTINGS, "triples": {"dali_rsb": triple}},
         "step_gpu": {
             "settings": SETTINGS,
-            "contenders": {"dali_rsb": step, "timm": step},
+            "candidates": {"dali_rsb": step, "timm": step},
             "fastest": "dali_rsb",
         },
         "mix_gpu": {"settings": SETTINGS, "benchmark": "mix", "cases": {"mixup": kernel}},
@@ -97,7 +97,7 @@ def test_every_result_has_its_table(tmp_path):
             "benchmark": "loss",
             "cases": {
                 "A1": {
-                    "contenders": {
+                    "candidates": {
                         "dali_rsb": {"us": _rate(2000), "times_ours": _rate(1.0)},
                         "timm": {"us": _rate(3000), "times_ours": _rate(1.4)},
                     }

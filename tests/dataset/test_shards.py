@@ -23,7 +23,7 @@ from dali_rsb.config import load_config
 from dali_rsb.dataset.packing import PackOptions, pack
 from dali_rsb.dataset.shards import ShardStore
 from dali_rsb.loader.bad_images import BadImages
-from dali_rsb.loader.executor import GraphRunner
+from dali_rsb.loader.executor import PipelineRunner
 from dali_rsb.run.processes import processes
 from dali_rsb.training.assembly import eval_loader, train_loader, train_samples
 from dali_rsb.training.datasets import open_datasets
@@ -295,7 +295,7 @@ def test_shards_are_opened_when_used_and_closed_with_the_loader(sources, tmp_pat
     shutil.copytree(sources["shards"], shards)
     loader = DaliLoader(shards, 4, **TRAINING)
     assert open_files(shards) == 0
-    for _ in range(8):  # batches are under way when the maps go
+    for _ in range(8):  # batches are in flight when the maps go
         loader = DaliLoader(shards, 4, **TRAINING)
         next(iter(loader))
         assert open_files(shards) > 0
@@ -324,7 +324,7 @@ def bytes_graph():
 
 
 def test_the_runner_keeps_the_bytes_that_the_graph_reads_in_place():
-    runner = GraphRunner(
+    runner = PipelineRunner(
         lambda: bytes_graph(batch_size=1, num_threads=1, device_id=None, prefetch_queue_depth=2),
         prefetch=2,
     )

@@ -163,11 +163,11 @@ def test_an_error_in_the_loop_leaves_the_loader_usable(folder):
 
 
 def test_an_interrupt_inside_the_loader_leaves_it_usable(folder, monkeypatch):
-    from dali_rsb.loader.executor import GraphRunner
+    from dali_rsb.loader.executor import PipelineRunner
 
     loader = DaliLoader(folder, 8, **RAW)
     next(iter(loader))
-    take, count = GraphRunner.take, iter(range(100))
+    take, count = PipelineRunner.take, iter(range(100))
 
     def interrupted(runner):
         images = take(runner)
@@ -175,7 +175,7 @@ def test_an_interrupt_inside_the_loader_leaves_it_usable(folder, monkeypatch):
             raise KeyboardInterrupt
         return images
 
-    monkeypatch.setattr(GraphRunner, "take", interrupted)
+    monkeypatch.setattr(PipelineRunner, "take", interrupted)
     with pytest.raises(KeyboardInterrupt):
         _epoch(loader)
     assert _epoch(loader) == list(range(NUM_IMAGES))
@@ -414,7 +414,7 @@ def test_a_fork_in_the_middle_of_runs_leaves_the_child_free(folder):
     for _ in range(12):
         passing = iter(loader)
         next(passing)
-        passing.close()  # with batches under way
+        passing.close()  # with batches in flight
         process = context.Process(target=_epoch_length, args=(loader,))
         process.start()
         process.join(timeout=60)

@@ -19,7 +19,7 @@ from dali_rsb.draws.order import BatchLayout, EvalLayout
 from dali_rsb.draws.randaugment import RandAugmentPolicy
 from dali_rsb.draws.samples import EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.errors import UserError
-from dali_rsb.loader import executor as graph_runner
+from dali_rsb.loader import executor
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.builders import eval_loader, train_loader
 from dali_rsb.loader.executor import Division, default_pipelines
@@ -196,8 +196,8 @@ def test_a_gpu_has_one_pipeline_and_a_cpu_two_if_it_has_threads_for_them():
 
 
 def _fork_without_a_child():
-    graph_runner._before_fork()
-    graph_runner._after_fork_in_parent()
+    executor._before_fork()
+    executor._after_fork_in_parent()
 
 
 def test_what_came_out_before_a_fork_is_kept(tmp_path):
@@ -293,7 +293,7 @@ def gpu_pipeline(monkeypatch):
 
 
 def test_outputs_on_a_gpu_are_copied_in_the_order_of_the_current_stream(gpu_pipeline):
-    runner = graph_runner.GraphRunner(lambda: gpu_pipeline, prefetch=3)
+    runner = executor.PipelineRunner(lambda: gpu_pipeline, prefetch=3)
     images = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
     runner.submit({"images": images})
     first = runner.take()  # the queue was filled up with two copies that nobody takes
@@ -305,7 +305,7 @@ def test_outputs_on_a_gpu_are_copied_in_the_order_of_the_current_stream(gpu_pipe
 
 
 def test_the_host_is_held_back_for_a_gpu(gpu_pipeline):
-    runner = graph_runner.GraphRunner(lambda: gpu_pipeline, prefetch=1)
+    runner = executor.PipelineRunner(lambda: gpu_pipeline, prefetch=1)
     seen = []
     for _ in range(7):
         runner.submit({"images": np.zeros((2, 2, 2, 3), np.uint8)})

@@ -160,7 +160,7 @@ def test_an_evaluation_is_the_same_after_a_warm_up(index):
 
 
 class _FailingLoader:
-    batches_under_way = 2
+    batches_in_flight = 2
 
     def __init__(self, message):
         self._message = message

@@ -14,7 +14,7 @@ from dali_rsb.draws.crops import EvalGeometry
 from dali_rsb.draws.order import BatchLayout, EvalLayout
 from dali_rsb.draws.samples import BatchSpec, EvalSamples, TrainSamples, TrainTransform
 from dali_rsb.loader.cpu_resize import CpuResize
-from dali_rsb.loader.executor import GraphRunner
+from dali_rsb.loader.executor import PipelineRunner
 from pipelines import EvalArguments, TrainArguments, eval_pipeline, train_pipeline
 from pipelines.types import HW_DECODER_LOAD, INTERPOLATIONS
 
@@ -31,7 +31,7 @@ def index(photo_folder):
 
 
 def _run(build, batches):
-    runner = GraphRunner(build, prefetch=2)
+    runner = PipelineRunner(build, prefetch=2)
     outputs = []
     for prepared in batches:
         runner.submit(prepared.inputs)

@@ -15,7 +15,7 @@ from dali_rsb.draws.samples import TrainSamples, TrainTransform
 from dali_rsb.kernels.bce import mixed_bce_plain
 from dali_rsb.kernels.mix import normalize_mix, normalize_mix_plain
 from dali_rsb.kernels.triton_support import triton_obstacle
-from dali_rsb.loader.executor import GraphRunner
+from dali_rsb.loader.executor import PipelineRunner
 from dali_rsb.run.processes import Processes
 from dali_rsb.training.assembly import build_trainer
 from dali_rsb.training.losses import MixedBinaryCrossEntropy
@@ -46,7 +46,7 @@ def test_the_gpu_graph_gives_the_cpu_graphs_pixels(photo_folder, decode_mode, po
                 )
             )
 
-        runner = GraphRunner(build, prefetch=2)
+        runner = PipelineRunner(build, prefetch=2)
         runner.submit(prepared.inputs)
         return runner.take().cpu().numpy().astype(int)
 
@@ -71,7 +71,7 @@ def test_images_that_are_dropped_at_once_are_read_before_they_are_overwritten(ph
         )
 
     def read(delay_cycles):
-        runner = GraphRunner(build, prefetch=2)
+        runner = PipelineRunner(build, prefetch=2)
         batches = []
         runner.submit(prepared[0].inputs)
         for following in [*prepared[1:], None]:

@@ -107,7 +107,7 @@ def test_updates_equal_timms(digits, accumulation):
         torch.testing.assert_close(ours, theirs[name], atol=1e-5, rtol=1e-5)
 
 
-def test_the_benchmarks_contenders_do_the_same_work():
+def test_the_benchmarks_candidates_do_the_same_work():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
     for p in model.parameters():
@@ -129,4 +129,4 @@ def test_the_benchmarks_contenders_do_the_same_work():
     ):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
         assert not torch.equal(p, old)
-        assert torch.equal(p.grad, gradient), "one contender leaves other gradients to the next"
+        assert torch.equal(p.grad, gradient), "one candidate leaves other gradients to the next"

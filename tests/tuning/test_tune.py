@@ -245,7 +245,7 @@ def test_training_uses_tuned_settings_and_says_so(digits, cache):
     samples = train_samples(config, index, CPU, 96, settings)
     assert samples.transform.decode_mode == "full"
     loader = train_loader(config.data, samples, settings, CPU)
-    assert (loader.prefetch, loader.batches_under_way) == (5, 50)  # one thread, one pipeline
+    assert (loader.prefetch, loader.batches_in_flight) == (5, 50)  # one thread, one pipeline
     trainer = build_trainer(config, CPU)
     assert trainer.loader.prefetch == 5
     lines = [line for line in trainer.introduction if "tuning" in line]
