@@ -1,5 +1,7 @@
-"""Feeds DALI pipelines some iterations ahead and takes their outputs: all that touches DALI's executor
-stands here."""
+"""Feeds DALI pipelines some iterations ahead and takes their outputs.
+
+All that touches DALI's executor stands here.
+"""
 
 from __future__ import annotations
 

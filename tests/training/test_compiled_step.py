@@ -1,9 +1,11 @@
 """`run.compile`: the compiled step is the step, and no graph is compiled for shapes in general."""
 
 import copy
+import json
 
 import pytest
 import torch
+from conftest import ROOT, run_module
 from torch import Tensor, nn
 
 from dali_rsb.config import Config
@@ -193,3 +195,26 @@ def test_the_defaults_are_the_fast_ones(monkeypatch, device, world_size, given, 
     processes = Processes(torch.device(device), world_size=world_size)
     assembly.build_step(config, processes, 1, PRECISION)
     assert (seen["compile"], seen["cuda_graph"]) == expected
+
+
+@pytest.mark.slow
+def test_twenty_compiled_updates_of_the_quickstart_are_the_eager_ones(digits, tmp_path):
+    """By PyTorch's compiler for CPUs: losses of each update, and the weights at the end."""
+    results = {}
+    for compile in ("false", "true"):
+        folder = tmp_path / compile
+        overrides = [f"data.digits={digits}", f"run.dir={folder}", "run.device=cpu"]
+        overrides += ["run.max_steps=20", "run.log_every=1", f"run.compile={compile}"]
+        result = run_module("dali_rsb.train", ROOT / "configs/quickstart.yaml", *overrides)
+        assert result.returncode == 0, result.stderr
+        assert "without torch.compile" not in result.stderr
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        losses = [line["loss"] for line in lines if line["kind"] == "update"]
+        state = torch.load(folder / "last.pt", weights_only=True)
+        results[compile] = losses, state["model"]
+    (plain, weights), (compiled, ours) = results["false"], results["true"]
+    assert len(plain) == 20
+    assert compiled == pytest.approx(plain, rel=1e-4)
+    for name, expected in weights.items():
+        if expected.is_floating_point():
+            torch.testing.assert_close(ours[name], expected, rtol=1e-3, atol=1e-4)
