@@ -13,3 +13,6 @@ MAX_PIXELS = 89_478_485
 # processes finds the same pairs as long as device batches are whole blocks, and copies of one
 # image, which repeated augmentation places next to each other, never meet.
 PAIR_BLOCK = 8
+
+# What a source of weights, and a model of timm, begin with where they are no files of one's own.
+TIMM_PREFIX, HUB_PREFIX = "timm:", "hf:"

@@ -19,12 +19,13 @@ from torch import nn
 from dali_rsb.config import override_config
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.evaluation.of_classes import OfClasses
-from dali_rsb.run.checkpoint import load_checkpoint, load_into
+from dali_rsb.run.checkpoint import load_checkpoint
 from dali_rsb.run.checkpointer import checkpoint_to_evaluate
 from dali_rsb.run.console import console_messages
 from dali_rsb.run.processes import processes
 from dali_rsb.training.assembly import build_model, validation
 from dali_rsb.training.datasets import open_validation
+from dali_rsb.weights.fitting import load_exactly
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
         for name, weights in (("model", state["model"]), ("EMA", state["ema"])):
             if weights is not None:
                 models[name] = build_model(config.model, this_process.device)
-                load_into(models[name], weights, path)
+                load_exactly(models[name], weights, str(path))
         present = np.unique(index.labels)
         if len(present) < index.num_classes:
             labels = torch.from_numpy(present).to(this_process.device)

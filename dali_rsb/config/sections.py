@@ -11,7 +11,14 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD, MAX_PIXELS, PAIR_BLOCK
+from dali_rsb.constants import (
+    HUB_PREFIX,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MAX_PIXELS,
+    PAIR_BLOCK,
+    TIMM_PREFIX,
+)
 from dali_rsb.draws.policy import parse_tokens
 
 
@@ -32,6 +39,15 @@ def _auto_if_none(value: object) -> object:
     return "auto" if value is None else value
 
 
+def _weights_source(source: str) -> str:
+    """A source of weights as it is meant where the configuration is read."""
+    if source.startswith((TIMM_PREFIX, HUB_PREFIX)):
+        return source
+    if not source:
+        raise ValueError("give a path, timm:NAME.TAG or hf:OWNER/NAME")
+    return str(_absolute(Path(source)))
+
+
 def _own_name(name: str) -> str:
     if not name or name.startswith(".") or any(c in "/\\" or not c.isprintable() for c in name):
         raise ValueError("give a printable name without slashes that begins with no dot")
@@ -47,6 +63,7 @@ Side = Annotated[int, Field(gt=0, le=8192)]  # of a square image, in pixels
 DeviceBatch = Annotated[int, Field(gt=0, le=65536)]
 # YAML has neither tuples nor paths: these are converted, everything else is taken strictly.
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
+WeightsSource = Annotated[str, AfterValidator(_weights_source)]
 ClassNames = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
@@ -202,8 +219,10 @@ class Model(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="dropout rate before the classifier"
     )
-    weights: FilePath | None = Field(
-        None, description="initial weights: a checkpoint or a state dict"
+    weights: WeightsSource | None = Field(
+        None,
+        description="initial weights: a run, a checkpoint, a file (safetensors or a state dict), a "
+        "folder as timm writes it, timm:NAME.TAG, or hf:OWNER/NAME of the Hugging Face hub",
     )
 
 

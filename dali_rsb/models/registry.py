@@ -8,10 +8,9 @@ from functools import partial
 
 from torch import nn
 
+from dali_rsb.constants import TIMM_PREFIX
 from dali_rsb.errors import UserError
 from dali_rsb.models.resnet import BasicBlock, Bottleneck, ResNet, ResNetSpec
-
-TIMM_PREFIX = "timm:"
 
 _ResNetD = partial(ResNetSpec, deep_stem=True, avg_pool_shortcut=True)
 _SEResNet = partial(ResNetSpec, squeeze_excite_ratio=1 / 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from pathlib import Path
 from typing import IO, Any, cast
@@ -50,9 +51,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         DamagedCheckpointError: it is damaged, its weights are not finite or its position is
             impossible.
     """
-    state = _load(path)
-    if not isinstance(state, dict) or "format_version" not in state:
+    state = read_saved(path)
+    if not is_checkpoint(state):
         raise UserError(f"{path} is not a dali_rsb checkpoint; weights alone go to model.weights")
+    return checked_checkpoint(state, path)
+
+
+def is_checkpoint(saved: Any) -> bool:
+    """Is what a file holds one of this project's checkpoints, of whatever version?"""
+    return isinstance(saved, dict) and "format_version" in saved
+
+
+def checked_checkpoint(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What `load_checkpoint` makes of a file that has been read; raises as it does."""
     if state["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"{path} has checkpoint format {state['format_version']}, this version reads "
@@ -98,42 +109,6 @@ def find_fault(state: dict[str, Any]) -> str | None:
     return None
 
 
-def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read model weights: a checkpoint's (EMA if it has one) or a plain state dict's (timm's).
-
-    Raises:
-        UserError: the file is missing, damaged or holds no weights.
-    """
-    state = _load(path)
-    if isinstance(state, dict) and "format_version" in state:
-        state = state.get("ema") or state.get("model")
-    elif isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UserError(f"{path} holds no model weights; give a checkpoint or a state dict")
-    if fault := find_fault({"model": state}):
-        raise DamagedCheckpointError(f"{path} {fault}; give other weights")
-    return state
-
-
-def load_into(module: torch.nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
-    """Load weights into a model of the same architecture.
-
-    Raises:
-        UserError: names or shapes differ; names the first that does.
-    """
-    own = module.state_dict()
-    for name in [*own, *weights]:
-        if name not in weights or name not in own or own[name].shape != weights[name].shape:
-            theirs = tuple(weights[name].shape) if name in weights else "absent"
-            ours = tuple(own[name].shape) if name in own else "absent"
-            raise UserError(
-                f"{source} is of another architecture: {name} is {theirs} there and {ours} in the "
-                "model; set model.name and model.num_classes to those of the checkpoint"
-            )
-    module.load_state_dict(weights)
-
-
 def _prove(path: Path, seal: str) -> None:
     try:
         if read_seal(path) == seal:
@@ -143,19 +118,42 @@ def _prove(path: Path, seal: str) -> None:
     raise OSError(f"{path.name} reads otherwise than it was written")
 
 
-def _load(path: Path) -> Any:
+def read_saved(path: Path) -> Any:
+    """What `torch.save` wrote into a file, on the CPU; tensors and plain values alone.
+
+    `argparse.Namespace` counts as plain: timm's and torchvision's programs save their options.
+
+    Raises:
+        UserError: there is no such file.
+        DamagedCheckpointError: it is damaged, another kind of file, or holds other objects.
+    """
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}; give the path of an existing .pt file")
     try:
         read_seal(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except DamagedFileError as error:
         raise DamagedCheckpointError(
             f"{path} is damaged: {error}; use another checkpoint of the run"
         ) from error
     # torch reports a truncated or foreign file by several exception types.
     except Exception as error:
+        if objects := _objects(path):
+            raise DamagedCheckpointError(
+                f"{path} cannot be read: it holds {objects} beside tensors, and code of a file is "
+                "never run; save the weights alone, torch.save(model.state_dict(), PATH)"
+            ) from error
         raise DamagedCheckpointError(
-            f"{path} cannot be read as a checkpoint (truncated or another kind of file); use "
-            "another checkpoint of the run"
+            f"{path} cannot be read as a checkpoint (truncated or another kind of file); copy it "
+            "again, or use another checkpoint"
         ) from error
+
+
+def _objects(path: Path) -> str:
+    """The first class or function that unpickling a file would call; empty if none is known."""
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # a file in the format before 1.6, or none of torch's
+        return ""
+    return names[0][:60] if names else ""

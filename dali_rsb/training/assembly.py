@@ -30,7 +30,6 @@ from dali_rsb.loader.settings import DecodeSetting, LoaderSettings
 from dali_rsb.models import create_model
 from dali_rsb.models.precision import Precision, choose_precision
 from dali_rsb.optim import CosineSchedule, ModelEma, create_optimizer, describe_backend
-from dali_rsb.run.checkpoint import load_into, load_weights
 from dali_rsb.run.processes import Processes
 from dali_rsb.system.cpus import threads_per_process
 from dali_rsb.training.datasets import open_datasets
@@ -40,6 +39,8 @@ from dali_rsb.training.run_state import Progress, restore_run
 from dali_rsb.training.step import TrainStep
 from dali_rsb.training.trainer import Trainer, TrainerOptions
 from dali_rsb.tuning.settings import resolve_settings
+from dali_rsb.weights.fitting import load_exactly
+from dali_rsb.weights.sources import open_weights
 from pipelines.types import HW_DECODER_LOAD
 
 # Device batches where run.batch_per_device is not given. RSB trained ResNet-50 at 224 px with 512
@@ -336,6 +337,6 @@ def build_model(config: cfg.Model, device: torch.device) -> nn.Module:
     """
     model = create_model(config.name, config.num_classes, config.drop_path, config.dropout)
     if config.weights is not None:
-        load_into(model, load_weights(config.weights), config.weights)
+        load_exactly(model, open_weights(config.weights).tensors, config.weights)
     # Module.to knows memory_format, its type stub does not.
     return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -16,10 +16,10 @@ from dali_rsb.errors import UserError
 from dali_rsb.loader.batch import Batch, MixedBatch
 from dali_rsb.models.precision import Precision
 from dali_rsb.optim import LossScaler, ModelEma, skips_by_itself, takes_norm
-from dali_rsb.run.checkpoint import load_into
 from dali_rsb.run.processes import Processes
 from dali_rsb.training.compiling import compile_model, is_compiled, undo_compile
 from dali_rsb.training.cuda_graph import CudaRecorder, StepGraph
+from dali_rsb.weights.fitting import load_exactly
 
 
 class TrainStep:
@@ -210,7 +210,7 @@ class TrainStep:
             UserError: the weights are of another architecture, or the optimizer's parameter groups
             are others; `source` is named.
         """
-        load_into(self.model, state["model"], source)
+        load_exactly(self.model, state["model"], str(source))
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"] or state["model"])
         self._load_optimizer(state["optimizer"], source)

@@ -1,34 +1,56 @@
-"""Opens weights by what a user writes: a run, a checkpoint or a file of weights."""
+"""Opens weights by what a user writes: a run, a file or folder, timm:NAME.TAG or hf:REPO."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from dali_rsb.constants import HUB_PREFIX, TIMM_PREFIX
 from dali_rsb.errors import UserError
-from dali_rsb.run.checkpoint import load_checkpoint, load_weights
+from dali_rsb.run.checkpoint import checked_checkpoint, is_checkpoint, read_saved
 from dali_rsb.run.checkpointer import checkpoint_to_evaluate
+from dali_rsb.weights.hub import (
+    from_folder,
+    from_hub,
+    from_timm,
+    is_model_folder,
+    of_state_dict,
+)
+from dali_rsb.weights.state_dicts import SAFETENSORS, of_saved, read_safetensors
 from dali_rsb.weights.weights import Preprocessing, Weights
 
 
 def open_weights(source: str, ema: bool = True) -> Weights:
-    """Read weights and what their source says about them.
+    """Read weights and what their source says about them. Nothing but tensors is unpickled.
 
     Args:
-        source: a run folder (its best checkpoint), a checkpoint, or a file of weights.
-        ema: of a checkpoint with both, take the EMA; else the trained weights.
+        source: a run folder (its best checkpoint), a checkpoint, a file of weights (safetensors,
+            or a state dict under timm's or torchvision's names), a folder as timm or the Hugging
+            Face hub write it, timm:NAME.TAG, or hf:OWNER/NAME.
+        ema: of a file with both, take the EMA; else the trained weights.
 
     Raises:
         UserError: there is nothing, it is damaged, or it holds no weights.
     """
-    path = checkpoint_to_evaluate(Path(source).expanduser())
-    try:
-        state = load_checkpoint(path)
-    except UserError:
-        if not path.is_file() or path.suffix == ".pt":
-            raise
-        return Weights(load_weights(path), source)
-    return _of_checkpoint(state, source, ema)
+    if source.startswith(TIMM_PREFIX):
+        return from_timm(source)
+    if source.startswith(HUB_PREFIX):
+        return from_hub(source)
+    path = Path(source).expanduser()
+    if is_model_folder(path):
+        return from_folder(path, source)
+    path = checkpoint_to_evaluate(path)
+    if not path.is_file():
+        raise UserError(
+            f"no weights at {path}; give the path of a run, a checkpoint or a file of weights, or "
+            "timm:NAME.TAG or hf:OWNER/NAME"
+        )
+    if path.suffix == SAFETENSORS:
+        return of_state_dict(read_safetensors(path), source)
+    saved = read_saved(path)
+    if is_checkpoint(saved):
+        return _of_checkpoint(checked_checkpoint(saved, path), source, ema)
+    return of_state_dict(of_saved(saved, path, ema), source)
 
 
 def _of_checkpoint(state: dict[str, Any], source: str, ema: bool) -> Weights:
@@ -46,6 +68,7 @@ def _of_checkpoint(state: dict[str, Any], source: str, ema: bool) -> Weights:
             evaluation["size"],
             evaluation["crop_ratio"],
             evaluation["interpolation"],
+            config["augment"]["size"],
         ),
         "EMA" if takes_ema else "model",
         {

@@ -22,6 +22,7 @@ class Preprocessing:
         size: side of the centre crop in pixels.
         crop_ratio: size / shorter edge after the resize.
         interpolation: filter of the resize.
+        train_size: side of the training images in pixels, where it is known.
     """
 
     mean: tuple[float, float, float]
@@ -29,6 +30,7 @@ class Preprocessing:
     size: int
     crop_ratio: float
     interpolation: Literal["bilinear", "bicubic"]
+    train_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,14 @@ class Weights:
         return model.eval()
 
 
+# First words of the classifiers' names: those of timm's and torchvision's models.
+_CLASSIFIERS = ("fc", "head", "heads", "classifier", "classif", "last_linear")
+
+
 def num_outputs(tensors: Mapping[str, Tensor]) -> int:
-    """Number of classes of a state dict: the rows of its last matrix, which is the classifier."""
-    matrices = [tensor for tensor in tensors.values() if tensor.ndim == 2]
-    return len(matrices[-1]) if matrices else 1
+    """Number of classes of a state dict: the rows of its last matrix in a classifier, or at all."""
+    matrices = {name: tensor for name, tensor in tensors.items() if tensor.ndim == 2}
+    # A safetensors file has its tensors in the order of their names, not of the layers.
+    heads = [t for name, t in matrices.items() if name.partition(".")[0] in _CLASSIFIERS]
+    last = (heads or [*matrices.values()])[-1:]
+    return len(last[0]) if last else 1
