@@ -1,4 +1,4 @@
-"""The command line of the commands that take a configuration: CONFIG, then `section.key=value`."""
+"""The command line of the commands that take `section.key=value`, most of them behind a CONFIG."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OVERRIDE = re.compile(r"[A-Za-z_]+\.[A-Za-z_]+=")
 
 
 class ConfigParser(argparse.ArgumentParser):
-    """Reads CONFIG and overrides beside the options of a command.
+    """Reads CONFIG, or another subject, and overrides beside the options of a command.
 
     A mistake is a `UserError`, in one line. Options may stand anywhere; the value of an option
     that takes one or none is never an override (`--resume optimizer.lr=1e-3` resumes with it).
@@ -26,18 +26,24 @@ class ConfigParser(argparse.ArgumentParser):
     Args:
         command: name of the command, as in `dali-rsb COMMAND`.
         description: for `--help`.
+        subject: what the first argument is called; its value is the option of that name in small.
+        help: of the subject.
     """
 
-    def __init__(self, command: str, description: str | None) -> None:
+    def __init__(
+        self,
+        command: str,
+        description: str | None,
+        subject: str = "CONFIG",
+        help: str = "a recipe such as a3, a YAML file, or a run folder",
+    ) -> None:
         super().__init__(
             prog=f"dali-rsb {command}",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self.add_argument(
-            "config", metavar="CONFIG", help="a recipe such as a3, a YAML file, or a run folder"
-        )
+        self.add_argument(subject.lower(), metavar=subject, help=help)
         self.add_argument(
             "overrides",
             nargs="*",
@@ -51,12 +57,21 @@ class ConfigParser(argparse.ArgumentParser):
         Raises:
             UserError: the command line or the configuration is wrong.
         """
+        options = self.parse(arguments)
+        return load_config(find_config(options.config), options.overrides), options
+
+    def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """The values of the subject, the overrides and the options.
+
+        Raises:
+            UserError: the command line is wrong.
+        """
         options = self.parse_intermixed_args(arguments)
         for place, word in enumerate(options.overrides):
             if word in all_keys():
                 value = "".join(options.overrides[place + 1 : place + 2]) or "VALUE"
                 raise UserError(f"{word} has no value: write {word}={value}")
-        return load_config(find_config(options.config), options.overrides), options
+        return options
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         """Keep overrides from being taken for the value of an option that may stand alone."""
