@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -66,7 +67,7 @@ class ConfigParser(argparse.ArgumentParser):
         Raises:
             UserError: the command line is wrong.
         """
-        options = self.parse_intermixed_args(arguments)
+        options = self.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
         for place, word in enumerate(options.overrides):
             if word in all_keys():
                 value = "".join(options.overrides[place + 1 : place + 2]) or "VALUE"
@@ -83,9 +84,10 @@ class ConfigParser(argparse.ArgumentParser):
                 if action.nargs == "?"
                 for name in action.option_strings
             }
-            for place in range(len(args) - 1, 0, -1):
-                if args[place - 1] in optional and _OVERRIDE.match(args[place]):
-                    args.insert(place - 1, args.pop(place))
+            for place in [place for place, word in enumerate(args) if word in optional]:
+                while args[place + 1 :] and _OVERRIDE.match(args[place + 1]):
+                    args.insert(place, args.pop(place + 1))
+                    place += 1
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

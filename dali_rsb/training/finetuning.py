@@ -19,6 +19,7 @@ from dali_rsb.weights.weights import Weights
 
 # Folders give their images in two parts where they hold one of the first and one of the second.
 _TRAIN_NAMES, _VAL_NAMES = ("train", "training"), ("val", "valid", "validation")
+_VAL_FRACTION = "data.val_fraction"
 DEFAULT_VAL_FRACTION = 0.2
 # A small folder gets so many updates an epoch at least, down to so small a batch.
 _LEAST_UPDATES, _LEAST_BATCH = 8, 8
@@ -49,7 +50,9 @@ class FineTuning:
         """
         if resume is not None:
             begun = {**load_checkpoint(resume)["config"], "name": config.name}
-            going_on = cfg.with_values(cfg.override_config(begun, self.overrides), self.images)
+            # The images may lie elsewhere by now; how they are split stays.
+            paths = {key: path for key, path in self.images.items() if key != _VAL_FRACTION}
+            going_on = cfg.with_values(cfg.override_config(begun, self.overrides), paths)
             return build_trainer(going_on, processes, resume)
         if self.source is None:
             raise UserError(
@@ -107,7 +110,7 @@ def images_in(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     if train is not None and val is not None:
         images["data.val"] = str(val)
     elif "data.val" not in given:
-        images["data.val_fraction"] = DEFAULT_VAL_FRACTION
+        images[_VAL_FRACTION] = DEFAULT_VAL_FRACTION
     return {key: value for key, value in images.items() if key not in given}
 
 
