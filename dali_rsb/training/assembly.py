@@ -80,12 +80,13 @@ def build_trainer(
         processes.world_size > 1 or processes.device.type != "cuda"
     ):
         raise UserError("run.cuda_graph=true is for one process on a GPU; set run.cuda_graph=false")
+    # Before the seed: timm draws numbers for a model that it fills with weights.
+    config, weights, taken_over = _begin(config, processes, resume, weights)
     torch.manual_seed(config.run.seed)
     # Convolutions have fixed shapes: let cuDNN measure its algorithms; float32 parts may use TF32.
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
 
-    config, weights, taken_over = _begin(config, processes, resume, weights)
     datasets = open_datasets(config.data, config.model.num_classes, processes)
     batch = device_batch(config, processes)
     resolved = resolve_settings(config, datasets.train, processes, batch)
