@@ -139,7 +139,7 @@ def start_ours(config: Config) -> Parts:
     """The trainer's loader and step, and its evaluation."""
     device = resolve_device(config.run.device)
     trainer = build_trainer(with_validation(config), Processes(device))
-    trainer.step.model.train()
+    trainer.step.train()
     layout = trainer.samples.layout
 
     def update(batches: Iterator[Any]) -> None:

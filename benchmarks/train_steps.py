@@ -57,7 +57,7 @@ class OurStep(Step):
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._step = trainer.step
-        self._step.model.train()
+        self._step.train()
         self.accumulation = trainer.samples.layout.accumulation
 
     def mix(self, batch: Batch) -> Any:

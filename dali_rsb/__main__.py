@@ -11,6 +11,7 @@ from dali_rsb.errors import UserError, run_command, suggestion
 # Every command and what it does, in the order in which a newcomer meets them.
 COMMANDS = {
     "train": "train a model by a configuration, or resume a run",
+    "finetune": "go on from any weights on images of your own",
     "evaluate": "accuracy of a checkpoint on validation images",
     "tune": "find the loader's fastest settings for this machine and these images",
     "pack": "put a dataset into a few large tar files",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 
-from dali_rsb.config.asking import explain, explain_key, json_schema
+from dali_rsb.config.asking import WIDTH, explain, explain_key, json_schema
 from dali_rsb.config.mistakes import suggest
 from dali_rsb.config.recipes import recipes
 from dali_rsb.config.sections import all_keys, sections
@@ -31,7 +32,8 @@ def main() -> None:
     topic = arguments.topic
     if topic is None:
         print(explain())
-        print(f"\nset a key as section.key=value; recipes: {', '.join(recipes())}")
+        print("\nset a key as section.key=value")
+        print(textwrap.fill(f"recipes: {', '.join(recipes())}", WIDTH))
     elif topic in sections():
         print(explain(topic))
     elif topic in all_keys():

@@ -96,14 +96,17 @@ def test_a_mistaken_command_line_says_how_to_write_it(arguments, answer):
     [
         (["--resume", "optimizer.lr=2e-3"], "last", 2e-3),
         (["optimizer.lr=2e-3", "--resume"], "last", 2e-3),
+        (["--resume", "optimizer.lr=1e-3", "optimizer.lr=2e-3"], "last", 2e-3),
         (["--resume", "runs/a3", "optimizer.lr=2e-3"], "runs/a3", 2e-3),
         (["--resume", "runs/a=b"], "runs/a=b", 8e-3),
         (["--resume=auto", "optimizer.lr=2e-3"], "auto", 2e-3),
         ([], None, 8e-3),
     ],
 )
-def test_an_override_is_no_path_to_resume_from(arguments, resume, lr):
+def test_an_override_is_no_path_to_resume_from(monkeypatch, arguments, resume, lr):
     parser = ConfigParser("train", "")
     parser.add_argument("--resume", nargs="?", const="last")
-    config, options = parser.read(["a3", *arguments])
-    assert (options.resume, config.optimizer.lr) == (resume, lr)
+    monkeypatch.setattr("sys.argv", ["train", "a3", *arguments])
+    for given in (["a3", *arguments], None):  # None is what a command passes
+        config, options = parser.read(given)
+        assert (options.resume, config.optimizer.lr) == (resume, lr)

@@ -5,7 +5,7 @@ with one. Unknown keys, wrong types and combinations that cannot work are `UserE
 key and the fix. Needs pydantic and yaml, neither torch nor DALI.
 """
 
-from dali_rsb.config.reading import load_config, override_config
+from dali_rsb.config.reading import load_config, override_config, with_values
 from dali_rsb.config.sections import (
     Augment,
     Config,
@@ -36,4 +36,5 @@ __all__ = [
     "Section",
     "load_config",
     "override_config",
+    "with_values",
 ]

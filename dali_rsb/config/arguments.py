@@ -1,9 +1,10 @@
-"""The command line of the commands that take a configuration: CONFIG, then `section.key=value`."""
+"""The command line of the commands that take `section.key=value`, most of them behind a CONFIG."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -18,7 +19,7 @@ _OVERRIDE = re.compile(r"[A-Za-z_]+\.[A-Za-z_]+=")
 
 
 class ConfigParser(argparse.ArgumentParser):
-    """Reads CONFIG and overrides beside the options of a command.
+    """Reads CONFIG, or another subject, and overrides beside the options of a command.
 
     A mistake is a `UserError`, in one line. Options may stand anywhere; the value of an option
     that takes one or none is never an override (`--resume optimizer.lr=1e-3` resumes with it).
@@ -26,18 +27,24 @@ class ConfigParser(argparse.ArgumentParser):
     Args:
         command: name of the command, as in `dali-rsb COMMAND`.
         description: for `--help`.
+        subject: what the first argument is called; its value is the option of that name in small.
+        help: of the subject.
     """
 
-    def __init__(self, command: str, description: str | None) -> None:
+    def __init__(
+        self,
+        command: str,
+        description: str | None,
+        subject: str = "CONFIG",
+        help: str = "a recipe such as a3, a YAML file, or a run folder",
+    ) -> None:
         super().__init__(
             prog=f"dali-rsb {command}",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self.add_argument(
-            "config", metavar="CONFIG", help="a recipe such as a3, a YAML file, or a run folder"
-        )
+        self.add_argument(subject.lower(), metavar=subject, help=help)
         self.add_argument(
             "overrides",
             nargs="*",
@@ -51,12 +58,21 @@ class ConfigParser(argparse.ArgumentParser):
         Raises:
             UserError: the command line or the configuration is wrong.
         """
-        options = self.parse_intermixed_args(arguments)
+        options = self.parse(arguments)
+        return load_config(find_config(options.config), options.overrides), options
+
+    def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """The values of the subject, the overrides and the options.
+
+        Raises:
+            UserError: the command line is wrong.
+        """
+        options = self.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
         for place, word in enumerate(options.overrides):
             if word in all_keys():
                 value = "".join(options.overrides[place + 1 : place + 2]) or "VALUE"
                 raise UserError(f"{word} has no value: write {word}={value}")
-        return load_config(find_config(options.config), options.overrides), options
+        return options
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         """Keep overrides from being taken for the value of an option that may stand alone."""
@@ -68,9 +84,10 @@ class ConfigParser(argparse.ArgumentParser):
                 if action.nargs == "?"
                 for name in action.option_strings
             }
-            for place in range(len(args) - 1, 0, -1):
-                if args[place - 1] in optional and _OVERRIDE.match(args[place]):
-                    args.insert(place - 1, args.pop(place))
+            for place in [place for place, word in enumerate(args) if word in optional]:
+                while args[place + 1 :] and _OVERRIDE.match(args[place + 1]):
+                    args.insert(place, args.pop(place + 1))
+                    place += 1
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

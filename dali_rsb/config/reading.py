@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,22 @@ def override_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Conf
         more = len(problems) - _MAX_PROBLEMS
         rest = [f"and {more} more"] if more > 0 else []
         raise UserError(short_line("; ".join([*problems[:_MAX_PROBLEMS], *rest]), 300)) from error
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A configuration with other values of some keys; what was not set stays so.
+
+    Args:
+        values: plain values by section.key.
+
+    Raises:
+        UserError: a value or combination is wrong.
+    """
+    tree = config.model_dump(mode="json", exclude_unset=True)
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        tree.setdefault(section, {})[name] = value
+    return override_config(tree)
 
 
 def _read(path: Path) -> str:

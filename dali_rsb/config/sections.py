@@ -85,6 +85,11 @@ class Data(Section):
         "in each line",
     )
     val: FilePath | None = Field(None, description="the same for validation")
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="without data.val: share of data.train that is kept for validation, chosen by "
+        "a hash of each file's name, so the same in every run",
+    )
     digits: FilePath | None = Field(
         None, description="write the quickstart's digits into this folder and train on them"
     )
@@ -106,6 +111,11 @@ class Data(Section):
     )
     label_key: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="shards: key of the label in KEY.json, in place of KEY.cls"
+    )
+    sampling: Literal["all", "balanced"] = Field(
+        "all",
+        description="images of an epoch: each once, or all classes equally often, which repeats "
+        "images of rare classes and leaves out others",
     )
     exclude: FilePath | None = Field(
         None,
@@ -222,7 +232,22 @@ class Model(Section):
     weights: WeightsSource | None = Field(
         None,
         description="initial weights: a run, a checkpoint, a file (safetensors or a state dict), a "
-        "folder as timm writes it, timm:NAME.TAG, or hf:OWNER/NAME of the Hugging Face hub",
+        "folder as timm writes it, timm:NAME.TAG, or hf:OWNER/NAME of the Hugging Face hub; "
+        "data.mean, data.std, sizes, evaluation.crop_ratio and evaluation.interpolation are theirs "
+        "where they are not set",
+    )
+    head: Literal["auto", "keep", "replace"] = Field(
+        "auto",
+        description="the classifier of model.weights; auto: keep it where it has the same classes "
+        "by their names, else begin a new one",
+    )
+    freeze: Literal["backbone"] | Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None,
+        description="what does not learn: backbone (all but the classifier), or the stem and so "
+        "many stages; none: everything learns",
+    )
+    freeze_norm: bool = Field(
+        False, description="leave weights, biases and statistics of all batch norms as they are"
     )
 
 
@@ -235,6 +260,11 @@ class Loss(Section):
     smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="label smoothing")
     target_threshold: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="bce: targets above it count as 1, others as 0"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        "none",
+        description="balanced: a class counts in inverse proportion to its number of images; for "
+        "bce in its positive targets",
     )
 
 
@@ -390,6 +420,14 @@ class Config(Section):
             (
                 data.digits is not None and bool(data.train or data.val),
                 "data.digits: give either data.digits or data.train and data.val",
+            ),
+            (
+                data.val_fraction is not None and bool(data.val or data.digits),
+                "data.val_fraction: is for training without data.val; give one of them",
+            ),
+            (
+                data.sampling == "balanced" and self.augment.repeats > 1,
+                "data.sampling: balanced is for augment.repeats=1; set one of them",
             ),
             (min(data.std) < 1e-6, "data.std: must be above 0 in every channel"),
             (max(map(abs, (*data.mean, *data.std))) > 1e3, "data.mean, data.std: of [0, 1] values"),

@@ -61,7 +61,8 @@ class DatasetIndex:
         """Some of the images, in the order of `rows`; classes keep their labels."""
         columns = ("labels", "widths", "heights", "formats")
         chosen = {name: getattr(self, name)[rows] for name in columns}
-        return replace(self, store=self.store.select(rows), **chosen)
+        stamps = None if self.stamps is None else self.stamps[rows]
+        return replace(self, store=self.store.select(rows), stamps=stamps, **chosen)
 
     @property
     def num_classes(self) -> int:

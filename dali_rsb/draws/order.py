@@ -57,6 +57,36 @@ def epoch_order(num_images: int, seed: int, epoch: int, repeats: int = 1) -> np.
     return np.repeat(order[: -(-length // repeats)], repeats)[:length]
 
 
+def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Image index at each position of an epoch in which all classes are equally frequent.
+
+    The epoch keeps the length of a plain one. The positions are shared out evenly among the classes
+    that have images (to within one, whose turn it is changes with the epoch). A class shows each of
+    its images equally often, to within one, and a new random choice of them for the rest.
+
+    Args:
+        labels: int64 [N].
+
+    Returns:
+        int64 [N].
+    """
+    generator = torch.Generator().manual_seed((seed * SEED_STRIDE + epoch) % 2**63)
+
+    def shuffled(values: np.ndarray) -> np.ndarray:
+        return values[torch.randperm(len(values), generator=generator).numpy()]
+
+    by_class = np.argsort(labels, kind="stable")
+    _, counts = np.unique(labels, return_counts=True)
+    rows_of = np.split(by_class, np.cumsum(counts)[:-1])
+    share, rest = divmod(len(labels), len(counts))
+    favoured = set(shuffled(np.arange(len(counts)))[:rest].tolist())
+    chosen = []
+    for number, rows in enumerate(rows_of):
+        times, more = divmod(share + (number in favoured), len(rows))
+        chosen += [*[rows] * times, shuffled(rows)[:more]]
+    return shuffled(np.concatenate(chosen))
+
+
 @dataclass(frozen=True)
 class BatchLayout:
     """How one optimizer update's samples are shared out over processes and micro-batches.

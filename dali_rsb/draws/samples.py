@@ -16,7 +16,13 @@ from dali_rsb.dataset.windows import Windows
 from dali_rsb.draws.crops import CROP_UNIFORMS, EvalGeometry, random_resized_crop
 from dali_rsb.draws.erasing import ErasingDraws, ErasingPolicy
 from dali_rsb.draws.mixing import MixDraws, MixPolicy
-from dali_rsb.draws.order import BatchLayout, EvalLayout, epoch_length, epoch_order
+from dali_rsb.draws.order import (
+    BatchLayout,
+    EvalLayout,
+    balanced_order,
+    epoch_length,
+    epoch_order,
+)
 from dali_rsb.draws.philox import Draw, Stream, uniforms
 from dali_rsb.draws.randaugment import RandAugmentDraws, RandAugmentOperands, RandAugmentPolicy
 from pipelines.types import INTERPOLATIONS, DecodeMode
@@ -176,7 +182,10 @@ class PreparedRun:
 
 @dataclass(frozen=True)
 class TrainSamples:
-    """The training epochs of one process."""
+    """The training epochs of one process.
+
+    With `balanced` classes are equally frequent (see `balanced_order`), which excludes `repeats`.
+    """
 
     index: DatasetIndex
     layout: BatchLayout
@@ -186,6 +195,7 @@ class TrainSamples:
     repeats: int = 1
     seed: int = 0
     erasing: ErasingPolicy | None = None
+    balanced: bool = False
 
     @property
     def updates_per_epoch(self) -> int:
@@ -194,12 +204,17 @@ class TrainSamples:
 
     def specs(self, epoch: int, first_update: int = 0) -> Iterator[BatchSpec]:
         """Yield the micro-batches of an epoch in order, from an update on."""
-        order = epoch_order(len(self.index), self.seed, epoch, self.repeats)
+        order = self._order(epoch)
         for update in range(first_update, self.updates_per_epoch):
             for micro_batch in range(self.layout.accumulation):
                 positions = self.layout.positions(update, micro_batch)
                 indices = order[positions.start : positions.stop : positions.step]
                 yield BatchSpec(indices, len(indices), epoch, positions)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if self.balanced:
+            return balanced_order(self.index.labels, self.seed, epoch)
+        return epoch_order(len(self.index), self.seed, epoch, self.repeats)
 
     def stream(self, epoch: int, end_epoch: int, first_update: int = 0) -> Iterator[BatchSpec]:
         """Yield the micro-batches of all epochs before `end_epoch`, entering at an update."""

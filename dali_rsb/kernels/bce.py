@@ -59,7 +59,7 @@ def mixed_bce_plain(
     of all other classes, and sum(softplus(z) - y * z) splits by them.
     """
     logits = logits.float()
-    label_target, partner_target, other_target = _targets(
+    label_target, partner_target, other_target = sparse_targets(
         labels == partner_labels, lam.float(), logits.shape[1], smoothing, target_threshold
     )
     label_logits = logits.gather(1, labels[:, None]).squeeze(1)
@@ -71,7 +71,7 @@ def mixed_bce_plain(
     return (F.softplus(logits).sum() - positive.sum()) / logits.numel()
 
 
-def _targets(
+def sparse_targets(
     same: Tensor,
     lam: Tensor,
     num_classes: int,

@@ -48,7 +48,9 @@ def param_groups(
     exempt: Iterable[str] = getattr(model, "no_weight_decay", set)()
     if layer_decay is None:
         return _by_weight_decay(model, weight_decay, exempt)
-    layers = _layers(model)
+    layers = layers_of(
+        model, "the learning rate cannot decay by them; leave out optimizer.layer_decay"
+    )
     last = max(layers.values())
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -87,15 +89,23 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def _layers(model: nn.Module) -> dict[str, int]:
-    """The layer of each parameter by its name, counted from 0 at the input."""
+def layers_of(model: nn.Module, otherwise: str, coarse: bool = False) -> dict[str, int]:
+    """The layer of each parameter by its name, counted from 0 at the input.
+
+    Args:
+        otherwise: what cannot be done without them, and the fix, for the message.
+        coarse: a layer is a stage, not a block.
+
+    Raises:
+        UserError: the model has no `group_matcher`.
+    """
     group_matcher: Any = getattr(model, "group_matcher", None)
     if group_matcher is None:
         raise UserError(
-            f"{type(model).__name__} does not say what its layers are (it has no group_matcher), "
-            "so the learning rate cannot decay by them; leave out optimizer.layer_decay"
+            f"{type(model).__name__} does not say what its layers are (it has no group_matcher): "
+            f"{otherwise}"
         )
-    depth_of = _depth_function(group_matcher(coarse=False))
+    depth_of = _depth_function(group_matcher(coarse=coarse))
     depths = {name: depth_of(name) for name, _ in model.named_parameters()}
     numbers: dict[tuple[float, ...], int] = {}
     for depth in sorted(set(depths.values())):

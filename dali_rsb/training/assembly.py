@@ -5,10 +5,11 @@ Here the sections of the configuration are taken apart: every part is handed the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dali_rsb import config as cfg
 from dali_rsb.constants import PAIR_BLOCK
@@ -28,19 +29,24 @@ from dali_rsb.loader.loader import Loader
 from dali_rsb.loader.rand_augment import describe_randaugment, with_backend
 from dali_rsb.loader.settings import DecodeSetting, LoaderSettings
 from dali_rsb.models import create_model
+from dali_rsb.models.classifier import classifier_parameters
 from dali_rsb.models.precision import Precision, choose_precision
 from dali_rsb.optim import CosineSchedule, ModelEma, create_optimizer, describe_backend
+from dali_rsb.optim.freezing import freeze
+from dali_rsb.run.checkpoint import load_checkpoint
 from dali_rsb.run.processes import Processes
 from dali_rsb.system.cpus import threads_per_process
 from dali_rsb.training.datasets import open_datasets
-from dali_rsb.training.losses import create_loss
+from dali_rsb.training.initial_weights import as_begun, with_preprocessing
+from dali_rsb.training.losses import balanced_weights, create_loss
 from dali_rsb.training.messages import describe_run
 from dali_rsb.training.run_state import Progress, restore_run
 from dali_rsb.training.step import TrainStep
 from dali_rsb.training.trainer import Trainer, TrainerOptions
 from dali_rsb.tuning.settings import resolve_settings
-from dali_rsb.weights.fitting import load_exactly
+from dali_rsb.weights.fitting import load_initial
 from dali_rsb.weights.sources import open_weights
+from dali_rsb.weights.weights import Weights
 from pipelines.types import HW_DECODER_LOAD
 
 # Device batches where run.batch_per_device is not given. RSB trained ResNet-50 at 224 px with 512
@@ -51,7 +57,12 @@ DEFAULT_BATCH_CPU = 64
 LARGE_GPU_BYTES = 30 * 2**30
 
 
-def build_trainer(config: cfg.Config, processes: Processes, resume: Path | None = None) -> Trainer:
+def build_trainer(
+    config: cfg.Config,
+    processes: Processes,
+    resume: Path | None = None,
+    weights: Weights | None = None,
+) -> Trainer:
     """Build a run from its configuration.
 
     All that can be wrong with the configuration, the data or the checkpoint is found here, before
@@ -59,7 +70,8 @@ def build_trainer(config: cfg.Config, processes: Processes, resume: Path | None 
 
     Args:
         processes: this process among the run's.
-        resume: checkpoint to go on from.
+        resume: checkpoint to go on from; the initial weights are not read again then.
+        weights: those that `model.weights` names, where they are open already.
 
     Raises:
         UserError: the parts below name what is wrong and what to set.
@@ -68,6 +80,8 @@ def build_trainer(config: cfg.Config, processes: Processes, resume: Path | None 
         processes.world_size > 1 or processes.device.type != "cuda"
     ):
         raise UserError("run.cuda_graph=true is for one process on a GPU; set run.cuda_graph=false")
+    # Before the seed: timm draws numbers for a model that it fills with weights.
+    config, weights, taken_over = _begin(config, processes, resume, weights)
     torch.manual_seed(config.run.seed)
     # Convolutions have fixed shapes: let cuDNN measure its algorithms; float32 parts may use TF32.
     torch.backends.cudnn.benchmark = True
@@ -79,7 +93,21 @@ def build_trainer(config: cfg.Config, processes: Processes, resume: Path | None 
     samples = train_samples(config, datasets.train, processes, batch, resolved.settings)
     loader = train_loader(config.data, samples, resolved.settings, processes)
     evaluation = validation(config, datasets.val, processes)
-    step = build_step(config, processes, samples.layout.accumulation, evaluation.precision)
+    model, frozen_norms, of_model = build_trained_model(
+        config.model, datasets.train.classes, processes.device, weights
+    )
+    class_weights = None
+    if config.loss.class_weights == "balanced":
+        class_weights = balanced_weights(datasets.train.labels, config.model.num_classes)
+    step = build_step(
+        config,
+        processes,
+        samples.layout.accumulation,
+        evaluation.precision,
+        model,
+        frozen_norms,
+        class_weights,
+    )
     per_epoch, plan = samples.updates_per_epoch, config.schedule
     schedule = CosineSchedule(
         step.optimizer,
@@ -113,6 +141,9 @@ def build_trainer(config: cfg.Config, processes: Processes, resume: Path | None 
         ),
         describe_randaugment(samples.transform),
         resolved.origin,
+        datasets.split,
+        *taken_over,
+        *of_model,
     ]
     return Trainer(
         step,
@@ -140,14 +171,23 @@ def build_trainer(config: cfg.Config, processes: Processes, resume: Path | None 
 
 
 def build_step(
-    config: cfg.Config, processes: Processes, accumulation: int, precision: Precision
+    config: cfg.Config,
+    processes: Processes,
+    accumulation: int,
+    precision: Precision,
+    model: nn.Module,
+    frozen_norms: Sequence[nn.Module] = (),
+    class_weights: Tensor | None = None,
 ) -> TrainStep:
-    """The training step with its model, loss, optimizer and EMA.
+    """The training step with its loss, optimizer and EMA.
+
+    Args:
+        model, frozen_norms: see `build_trained_model`.
+        class_weights: of the loss, float32 [num_classes].
 
     Raises:
-        UserError: see `build_model` and `create_optimizer`.
+        UserError: see `create_optimizer`.
     """
-    model = build_model(config.model, processes.device)
     optimizer = create_optimizer(
         model,
         config.optimizer.name,
@@ -167,7 +207,9 @@ def build_step(
         ema = ModelEma(model, config.ema.decay, config.ema.warmup)
     return TrainStep(
         model,
-        create_loss(config.loss.name, config.loss.smoothing, config.loss.target_threshold),
+        create_loss(
+            config.loss.name, config.loss.smoothing, config.loss.target_threshold, class_weights
+        ).to(processes.device),
         optimizer,
         ema,
         precision,
@@ -181,7 +223,26 @@ def build_step(
         if config.run.cuda_graph == "auto"
         else config.run.cuda_graph,
         seed=config.run.seed,
+        frozen_norms=frozen_norms,
     )
+
+
+def _begin(
+    config: cfg.Config, processes: Processes, resume: Path | None, weights: Weights | None
+) -> tuple[cfg.Config, Weights | None, list[str]]:
+    """The configuration as the initial weights complete it, they, and a line for the log."""
+    source = config.model.weights
+    if source is None:
+        return config, None, []
+    if resume is not None:
+        return as_begun(config, load_checkpoint(resume)["config"]), None, []
+    if weights is None:
+        with processes.first_goes_ahead("reading the weights"):  # others find a download cached
+            weights = open_weights(source)
+    if weights.preprocessing is None:
+        return config, weights, [f"{source} does not say how its images were made ready"]
+    config, taken_over = with_preprocessing(config, weights.preprocessing)
+    return config, weights, taken_over
 
 
 def device_batch(config: cfg.Config, processes: Processes) -> int:
@@ -273,6 +334,7 @@ def train_samples(
         erasing=ErasingPolicy(augment.random_erasing, augment.erase_mode, augment.erase_count)
         if augment.random_erasing > 0
         else None,
+        balanced=config.data.sampling == "balanced",
     )
     if samples.updates_per_epoch == 0:
         raise UserError(
@@ -329,14 +391,46 @@ def validation(config: cfg.Config, index: DatasetIndex, processes: Processes) ->
     return Validation(samples, loader, processes, precision, config.data.mean, config.data.std)
 
 
-def build_model(config: cfg.Model, device: torch.device) -> nn.Module:
-    """The model on its device, channels-last, with its initial weights.
+def build_trained_model(
+    config: cfg.Model, classes: Sequence[str], device: torch.device, weights: Weights | None = None
+) -> tuple[nn.Module, list[nn.Module], list[str]]:
+    """The model on its device, channels-last, with its initial weights, frozen where it shall be.
+
+    Args:
+        classes: of the training images.
+        weights: to begin with; None for the model's own initialisation.
+
+    Returns:
+        The model, its norms that stay in evaluation mode, and lines for the log.
 
     Raises:
-        UserError: unknown model, or `model.weights` does not fit it.
+        UserError: see `build_model`; or the weights do not fit, or there is no such part to freeze.
+    """
+    model = build_model(config, device)
+    lines = []
+    if weights is not None:
+        lines.append(
+            load_initial(model, weights, classes, config.head, classifier_parameters(model))
+        )
+    frozen_norms: list[nn.Module] = []
+    if config.freeze is not None or config.freeze_norm:
+        classifier = classifier_parameters(model)
+        frozen_norms = freeze(model, config.freeze, classifier, config.freeze_norm)
+        sizes = {p: p.numel() for p in model.parameters()}
+        learning = sum(size for p, size in sizes.items() if p.requires_grad)
+        lines.append(
+            f"{learning:,} of {sum(sizes.values()):,} parameters learn; {len(frozen_norms)} batch "
+            "norms keep their statistics"
+        )
+    return model, frozen_norms, lines
+
+
+def build_model(config: cfg.Model, device: torch.device) -> nn.Module:
+    """The model on its device, channels-last, as it is initialised.
+
+    Raises:
+        UserError: unknown model.
     """
     model = create_model(config.name, config.num_classes, config.drop_path, config.dropout)
-    if config.weights is not None:
-        load_exactly(model, open_weights(config.weights).tensors, config.weights)
     # Module.to knows memory_format, its type stub does not.
     return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

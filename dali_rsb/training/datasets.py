@@ -15,6 +15,7 @@ from dali_rsb.dataset import DatasetIndex, Reading, open_index
 from dali_rsb.dataset.digits import write_digits
 from dali_rsb.dataset.image_list import excluded_rows, read_names
 from dali_rsb.dataset.overlap import check_files_apart, check_paths_apart
+from dali_rsb.dataset.splitting import split_index
 from dali_rsb.errors import UserError
 from dali_rsb.run.processes import Processes
 
@@ -23,23 +24,37 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Datasets:
-    """Training and validation images, with the same classes."""
+    """Training and validation images, with the same classes.
+
+    Attributes:
+        split: for the log, how one dataset was split into both; None where it was not.
+    """
 
     train: DatasetIndex
     val: DatasetIndex
+    split: str | None = None
 
 
-def open_datasets(data: cfg.Data, num_classes: int, processes: Processes) -> Datasets:
+def open_datasets(data: cfg.Data, num_classes: int | None, processes: Processes) -> Datasets:
     """Open (or scan) the two folders, shards or lists; rank 0 scans while the others wait.
 
     The validation images get the labels of the training classes, by name; classes without
-    validation images are named in the log.
+    validation images are named in the log. With `data.val_fraction` there is one, which is split.
+
+    Args:
+        num_classes: the model's outputs, None where they are still to be counted.
 
     Raises:
         UserError: a folder is missing, empty or not in ImageNet's layout, validation has a class
             that training lacks, they share files, or the class counts and model.num_classes
             disagree.
     """
+    if data.val_fraction is not None:
+        with processes.first_goes_ahead("indexing the images"):
+            train = open_index(_folder(data, "train"), data.index, reading=reading_of(data))
+        if num_classes is not None:
+            check_num_classes(train, num_classes)
+        return _split(_without_excluded(data, train)[0], data.val_fraction)
     train_path, val_path = _folder(data, "train"), _folder(data, "val")
     if not data.allow_overlap:
         check_paths_apart(train_path, val_path)
@@ -50,22 +65,25 @@ def open_datasets(data: cfg.Data, num_classes: int, processes: Processes) -> Dat
         val = open_index(val_path, data.index, reading=of_train)
     if not data.allow_overlap:
         check_files_apart(train, val)
-    check_num_classes(train, num_classes)
-    return Datasets(*_without_excluded(data, train, val))
+    if num_classes is not None:
+        check_num_classes(train, num_classes)
+    train, val = _without_excluded(data, train, val)
+    return Datasets(train, val)
 
 
 def open_training(data: cfg.Data) -> DatasetIndex:
-    """Open the training folder alone.
+    """Open the training images alone.
 
     Raises:
         UserError: the folder is missing, empty or not in ImageNet's layout.
     """
     index = open_index(_folder(data, "train"), data.index, reading=reading_of(data))
-    return _without_excluded(data, index)[0]
+    index = _without_excluded(data, index)[0]
+    return index if data.val_fraction is None else _split(index, data.val_fraction).train
 
 
 def open_validation(data: cfg.Data, classes: Sequence[str], whose: str) -> DatasetIndex:
-    """Open the validation folder alone, with the labels of other classes, joined by name.
+    """Open the validation images alone, with the labels of other classes, joined by name.
 
     Args:
         classes: those of the model.
@@ -75,8 +93,22 @@ def open_validation(data: cfg.Data, classes: Sequence[str], whose: str) -> Datas
         UserError: as `open_datasets`.
     """
     reading = replace(reading_of(data), classes=None).joined_to(classes, whose)
-    index = open_index(_folder(data, "val"), data.index, reading=reading)
-    return _without_excluded(data, index)[0]
+    is_split = data.val_fraction is not None
+    index = open_index(_folder(data, "train" if is_split else "val"), data.index, reading=reading)
+    index = _without_excluded(data, index)[0]
+    return index if data.val_fraction is None else _split(index, data.val_fraction).val
+
+
+def _split(index: DatasetIndex, val_fraction: float) -> Datasets:
+    train, val = split_index(index, val_fraction)
+    without = index.num_classes - len(np.unique(val.labels))
+    return Datasets(
+        train,
+        val,
+        f"data.val_fraction={val_fraction:g}: of {len(index):,} images {len(train):,} train and "
+        f"{len(val):,} validate"
+        + (f"; {without} of {index.num_classes} classes have none to validate" if without else ""),
+    )
 
 
 def reading_of(data: cfg.Data) -> Reading:
@@ -124,5 +156,6 @@ def _folder(data: cfg.Data, split: Literal["train", "val"]) -> Path:
     if folder is None:
         raise UserError(
             f"data.{split} is not set; give the folder (or list) of images, data.{split}=PATH"
+            + (", or data.val_fraction=0.1 to split data.train" if split == "val" else "")
         )
     return folder

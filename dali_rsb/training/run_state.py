@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 # Sections that say what is learnt; a resumed run that changes them is told so.
 RECIPE_SECTIONS = ("augment", "mixing", "model", "loss", "optimizer", "schedule", "ema")
 
+# Keys of other sections that do.
+_RECIPE_KEYS = (("data", "val_fraction"), ("data", "sampling"))
+
 # Keys without which the state of a model or an optimizer means nothing.
 _FIXED_KEYS = (("model", "name"), ("model", "num_classes"), ("optimizer", "name"))
 
@@ -152,12 +155,13 @@ def restore_run(
     if len(ranks) == processes.world_size:
         step.load_norm_statistics(ranks[processes.rank]["norm_statistics"])
     changes = []
-    for section in RECIPE_SECTIONS:
-        for key, value in config[section].items():
-            before = saved[section].get(key, defaults[section][key])
-            if before != value:
-                logger.warning("resuming with %s.%s=%s, was %s", section, key, value, before)
-                changes.append(f"resuming with {section}.{key}={value}, was {before}")
+    of_sections = [(section, key) for section in RECIPE_SECTIONS for key in config[section]]
+    for section, key in [*of_sections, *_RECIPE_KEYS]:
+        value = config[section][key]
+        before = saved[section].get(key, defaults[section][key])
+        if before != value:
+            logger.warning("resuming with %s.%s=%s, was %s", section, key, value, before)
+            changes.append(f"resuming with {section}.{key}={value}, was {before}")
     return Progress(
         float(state["best_top1"]),
         bool(state.get("is_epoch_open", False)),

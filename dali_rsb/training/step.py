@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class TrainStep:
         cuda_graph: whether to replay forward and backward pass as a CUDA graph; for one process
             on a GPU. Gradients keep their memory then.
         seed: of the model's own randomness (dropout, stochastic depth).
+        frozen_norms: layers of the model that stay in evaluation mode.
 
     Attributes:
         updates_done: how many updates were made, skipped ones included.
@@ -69,6 +70,7 @@ class TrainStep:
         compile: bool = False,
         cuda_graph: bool = False,
         seed: int = 0,
+        frozen_norms: Sequence[nn.Module] = (),
     ) -> None:
         self.model = model
         self.criterion = criterion
@@ -83,6 +85,7 @@ class TrainStep:
         self._mean, self._std = mean, std
         self._clip_grad = clip_grad
         self._seed = seed
+        self._frozen_norms = frozen_norms
         self._norm_statistics = _Rollback(model)
         if compile:
             compile_model(model)
@@ -92,6 +95,12 @@ class TrainStep:
         self._micro_batch: Callable[[MixedBatch], Tensor] = self._backward
         if cuda_graph:
             self._micro_batch = StepGraph(self._backward, CudaRecorder(processes.device))
+
+    def train(self) -> None:
+        """Put the model into training mode, but for its frozen norms."""
+        self.model.train()
+        for norm in self._frozen_norms:
+            norm.eval()
 
     def update(self, batches: Iterator[Batch]) -> Tensor:
         """Make one update from the next micro-batches of `batches`.

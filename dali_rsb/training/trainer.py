@@ -102,7 +102,7 @@ class Trainer:
         self.processes = processes
         self.introduction = introduction
         self._options = options
-        self._config = config
+        self.config = config
         self._progress = progress or Progress()
         self._best_top1 = self._progress.best_top1
         # The last update of the epoch, or of the run, is done, its evaluation and row are not.
@@ -193,7 +193,7 @@ class Trainer:
             return None
         return RunInfo(
             folder,
-            self._config,
+            self.config,
             self._updates_per_epoch,
             self.step.updates_done,
             self._is_epoch_open,
@@ -219,7 +219,7 @@ class Trainer:
         epoch, first_update = divmod(self.step.updates_done, per_epoch)
         last_update = min(per_epoch, self._last_update - epoch * per_epoch)
         self._log.start_epoch(epoch, options.num_epochs, first_update, last_update)
-        self.step.model.train()
+        self.step.train()
         self._check_stop(now=True)
         self._meter.restart()
         for update in range(first_update + 1, last_update + 1):
@@ -322,7 +322,7 @@ class Trainer:
             self._updates_per_epoch,
             self._best_top1,
             self._is_epoch_open,
-            self._config,
+            self.config,
             self.samples.index.classes,
             self.processes,
         )

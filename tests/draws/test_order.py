@@ -6,7 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dali_rsb.draws.order import BatchLayout, EvalLayout, epoch_order, plan_batches
+from dali_rsb.draws.order import (
+    BatchLayout,
+    EvalLayout,
+    balanced_order,
+    epoch_order,
+    plan_batches,
+)
 from dali_rsb.errors import UserError
 
 
@@ -16,6 +22,30 @@ def test_epoch_is_a_permutation_that_changes_with_seed_and_epoch():
     assert (order == epoch_order(1000, seed=3, epoch=2)).all()
     assert (order != epoch_order(1000, seed=3, epoch=3)).mean() > 0.9
     assert (order != epoch_order(1000, seed=2, epoch=2)).mean() > 0.9
+
+
+def test_a_balanced_epoch_shows_all_classes_equally_often():
+    labels = np.repeat([0, 1, 3], [700, 3, 47])  # no image is of class 2
+    np.random.default_rng(0).shuffle(labels)
+    shown = np.zeros(750, np.int64)
+    for epoch in range(30):
+        order = balanced_order(labels, seed=3, epoch=epoch)
+        assert np.bincount(labels[order]).tolist() == [250, 250, 0, 250]
+        times = np.bincount(order, minlength=750)
+        for label, least in ((0, 0), (1, 250 // 3), (3, 250 // 47)):
+            assert set(times[labels == label]) == {least, least + 1}
+        # Classes are mixed, not one after the other.
+        assert np.bincount(labels[order[:120]], minlength=4)[[0, 1, 3]].min() > 20
+        shown += times
+    # 250 of 700 in 30 epochs: an image is shown 10.7 times, with a deviation of 2.6.
+    assert 1 <= shown[labels == 0].min() < shown[labels == 0].max() <= 22
+    again = balanced_order(labels, seed=3, epoch=29)
+    assert (order == again).all()
+    for seed, epoch in ((3, 28), (4, 29)):
+        assert (order != balanced_order(labels, seed, epoch)).mean() > 0.9
+    rest = [np.bincount(labels[balanced_order(labels[:749], 0, e)])[[0, 1, 3]] for e in range(20)]
+    assert {tuple(sorted(counts.tolist())) for counts in rest} == {(249, 250, 250)}
+    assert len({tuple(counts.tolist()) for counts in rest}) == 3  # whose turn it is changes
 
 
 def test_order_with_seed_0_is_that_of_torch_distributed_sampler():

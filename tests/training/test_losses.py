@@ -6,12 +6,18 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.utils.class_weight import compute_class_weight
 from timm.data.mixup import mixup_target
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
 from dali_rsb.errors import UserError
 from dali_rsb.kernels.targets import dense_target
-from dali_rsb.training.losses import MixedBinaryCrossEntropy, MixedCrossEntropy, create_loss
+from dali_rsb.training.losses import (
+    MixedBinaryCrossEntropy,
+    MixedCrossEntropy,
+    balanced_weights,
+    create_loss,
+)
 
 NUM_CLASSES = 20
 
@@ -100,6 +106,32 @@ def test_bce_equals_the_dense_form(batch, num_classes, smoothing, threshold, sca
     loss = MixedBinaryCrossEntropy(smoothing, threshold)(logits, labels, partners, lam)
     # The sparse form subtracts y * z from softplus(z): an error in units of the largest logit.
     assert_same(loss, expected, logits, tolerance=1e-6 + 1e-6 * scale)
+
+
+@pytest.mark.parametrize("lam", LAMS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("threshold", [None, 0.2])
+def test_class_weights_are_pytorchs(lam, smoothing, threshold):
+    logits, labels, partners = make_batch()
+    lam = torch.full((8,), lam)
+    weights = torch.linspace(0.2, 3.0, NUM_CLASSES)
+    target = dense_target(labels, partners, lam, NUM_CLASSES, smoothing)
+    ours = MixedCrossEntropy(smoothing, weights)(logits, labels, partners, lam)
+    theirs = F.cross_entropy(logits, target, weight=weights)
+    assert_same(ours, theirs, logits, tolerance=2e-6, num_terms=8)
+    target = target if threshold is None else (target > threshold).float()
+    ours = MixedBinaryCrossEntropy(smoothing, threshold, weights)(logits, labels, partners, lam)
+    theirs = F.binary_cross_entropy_with_logits(logits, target, pos_weight=weights)
+    assert_same(ours, theirs, logits)
+
+
+def test_balanced_weights_are_scikit_learns():
+    labels = np.array([0] * 50 + [1] * 5 + [3] * 45)
+    weights = balanced_weights(labels, 5)
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    np.testing.assert_allclose(weights[[0, 1, 3]], expected, rtol=1e-6)
+    assert weights[[2, 4]].tolist() == [1.0, 1.0]
+    assert weights[labels].mean() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("lam", LAMS)
