@@ -1,4 +1,6 @@
-"""Writes the README's tables of results from the committed JSON: `python -m benchmarks.tables`.
+"""Writes the tables of README.md and docs/results.md: `python -m benchmarks.tables`.
+
+They come from the committed JSON; the README has the two tables that matter most.
 
 A result that is not committed is named as not measured.
 """
@@ -14,6 +16,7 @@ from dali_rsb.checks.machine.software import DALI_DISTRIBUTIONS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+PAGE = ROOT / "docs/results.md"
 RESULTS = Path(__file__).parent / "results"
 START, END = "<!-- results: written by python -m benchmarks.tables -->\n", "<!-- end of results -->"
 
@@ -49,7 +52,7 @@ Report = dict[str, Any]
 
 
 def render(results: Path = RESULTS) -> str:
-    """The text between the marks in the README."""
+    """All tables: the text between the marks of docs/results.md."""
     lines: list[str] = []
     missing = []
     for names, (title, render_some) in TABLES.items():
@@ -64,16 +67,19 @@ def render(results: Path = RESULTS) -> str:
     return "\n".join(lines) + "\n"
 
 
+def render_brief(results: Path = RESULTS) -> str:
+    """The loader with A3's augmentation, and training from end to end: for the README."""
+    loader, train = (
+        json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("loader_cpu", "train_cpu")
+    )
+    return "\n".join([*_loader_a3(loader), "", *_train(train)]) + "\n"
+
+
 def _loader(report: Report) -> list[str]:
-    settings, data = report["settings"], report["dataset"]
     groups = report["groups"]
     lines = [
-        f"Images per second that a loader makes ready, from {data['images']:,} JPEG files with "
-        f"ImageNet's statistics (mean {data['mean_bytes'] / 1e3:.0f} kB), "
-        f"{settings['size_px']} px, `{settings['randaugment']}`, batch {settings['batch']}, "
-        f"{_where(report)}",
-        "",
-        *_loader_table(groups["loader"], NAMES, "loader", "dali_rsb"),
+        *_loader_a3(report),
         "",
         "RandomResizedCrop and flip alone:",
         "",
@@ -87,6 +93,18 @@ def _loader(report: Report) -> list[str]:
             *_loader_table(groups["repeated_augmentation"], COPIES_NAMES, "decoding", "one decode"),
         ]
     return lines
+
+
+def _loader_a3(report: Report) -> list[str]:
+    settings, data = report["settings"], report["dataset"]
+    return [
+        f"Images per second that a loader makes ready, from {data['images']:,} JPEG files with "
+        f"ImageNet's statistics (mean {data['mean_bytes'] / 1e3:.0f} kB), "
+        f"{settings['size_px']} px, `{settings['randaugment']}`, batch {settings['batch']}, "
+        f"{_where(report)}",
+        "",
+        *_loader_table(report["groups"]["loader"], NAMES, "loader", "dali_rsb"),
+    ]
 
 
 def _loader_table(group: Report, names: Mapping[str, str], title: str, first: str) -> list[str]:
@@ -232,12 +250,13 @@ TABLES: dict[tuple[str, ...], tuple[str, Callable[..., list[str]]]] = {
 }
 
 
-def replace_results(readme: str) -> str:
-    """The README with its results written again."""
-    before, _, rest = readme.partition(START)
+def replace_results(text: str, results: str) -> str:
+    """A page with its results written again."""
+    before, _, rest = text.partition(START)
     _, _, after = rest.partition(END)
-    return before + START + render() + END + after
+    return before + START + results + END + after
 
 
 if __name__ == "__main__":
-    README.write_text(replace_results(README.read_text()))
+    README.write_text(replace_results(README.read_text(), render_brief()))
+    PAGE.write_text(replace_results(PAGE.read_text(), render()))

@@ -205,7 +205,8 @@ def test_twenty_compiled_updates_of_the_quickstart_are_the_eager_ones(digits, tm
         folder = tmp_path / compile
         overrides = [f"data.digits={digits}", f"run.dir={folder}", "run.device=cpu"]
         overrides += ["run.max_steps=20", "run.log_every=1", f"run.compile={compile}"]
-        result = run_module("dali_rsb.train", ROOT / "configs/quickstart.yaml", *overrides)
+        config = ROOT / "configs/quickstart.yaml"
+        result = run_module("dali_rsb.train", config, *overrides, timeout_s=900)
         assert result.returncode == 0, result.stderr
         assert "without torch.compile" not in result.stderr
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
