@@ -1,5 +1,5 @@
 # What CI and contributors run, by name.
-.PHONY: setup test slow lint bench
+.PHONY: setup test slow lint docs bench
 
 setup:  ## the tested versions and the checkout, into the active environment
 	pip install -c constraints.txt -e '.[test]'
@@ -17,6 +17,9 @@ lint:  ## style, types, who imports whom, spelling
 	mypy
 	lint-imports
 	codespell
+
+docs:  ## the documentation site, into build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 bench:  ## a quick pass over all benchmarks on the CPU; its numbers mean nothing
 	bash benchmarks/gpu.sh build/bench --device cpu --quick

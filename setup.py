@@ -25,6 +25,8 @@ class BuildWithRecipes(build_py):
             shutil.copyfile(recipe, target / recipe.name)
 
 
+DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]  # mkdocs build --strict
+
 setup(
     name="dali_rsb",
     version="0.1.0",
@@ -52,9 +54,11 @@ setup(
     extras_require={
         "quickstart": QUICKSTART,
         "timm": TIMM,
+        "docs": DOCS,
         "test": [
             *QUICKSTART,
             *TIMM,
+            *DOCS,
             "torchvision",
             "webdataset>=1.0",
             "scikit-image>=0.22",
