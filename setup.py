@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent
 
 QUICKSTART = ["scikit-learn>=1.3"]  # carries the handwritten digits that the quickstart trains on
 TIMM = ["timm>=1.0.31"]  # `model.name: timm:NAME`, and the oracle of the tests
+DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]  # mkdocs build --strict
 
 
 class BuildWithRecipes(build_py):
@@ -24,8 +25,6 @@ class BuildWithRecipes(build_py):
         for recipe in sorted((ROOT / "configs").glob("*.yaml")):
             shutil.copyfile(recipe, target / recipe.name)
 
-
-DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]  # mkdocs build --strict
 
 setup(
     name="dali_rsb",
@@ -65,6 +64,7 @@ setup(
             "scipy>=1.11",
             "lightning>=2.5",
             "accelerate>=1.2",
+            "setuptools>=70.1",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
