@@ -10,6 +10,14 @@ ROOT = Path(__file__).parent
 
 QUICKSTART = ["scikit-learn>=1.3"]  # carries the handwritten digits that the quickstart trains on
 TIMM = ["timm>=1.0.31"]  # `model.name: timm:NAME`, and the oracle of the tests
+EXPORT = [  # `dali-rsb export` to safetensors, the hub and ONNX
+    *TIMM,
+    "onnx>=1.17",
+    "onnxscript>=0.5",
+    "onnxruntime>=1.20",
+    "safetensors>=0.4.5",
+    "huggingface_hub>=0.30",
+]
 
 
 class BuildWithRecipes(build_py):
@@ -52,9 +60,10 @@ setup(
     extras_require={
         "quickstart": QUICKSTART,
         "timm": TIMM,
+        "export": EXPORT,
         "test": [
             *QUICKSTART,
-            *TIMM,
+            *EXPORT,
             "torchvision",
             "webdataset>=1.0",
             "scikit-image>=0.22",
