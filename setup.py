@@ -11,6 +11,14 @@ ROOT = Path(__file__).parent
 QUICKSTART = ["scikit-learn>=1.3"]  # carries the handwritten digits that the quickstart trains on
 TIMM = ["timm>=1.0.31"]  # `model.name: timm:NAME`, and the oracle of the tests
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]  # mkdocs build --strict
+EXPORT = [  # `dali-rsb export` to safetensors, the hub and ONNX
+    *TIMM,
+    "onnx>=1.17",
+    "onnxscript>=0.5",
+    "onnxruntime>=1.20",
+    "safetensors>=0.4.5",
+    "huggingface_hub>=0.30",
+]
 
 
 class BuildWithRecipes(build_py):
@@ -53,10 +61,11 @@ setup(
     extras_require={
         "quickstart": QUICKSTART,
         "timm": TIMM,
+        "export": EXPORT,
         "docs": DOCS,
         "test": [
             *QUICKSTART,
-            *TIMM,
+            *EXPORT,
             *DOCS,
             "torchvision",
             "webdataset>=1.0",

@@ -13,6 +13,8 @@ COMMANDS = {
     "train": "train a model by a configuration, or resume a run",
     "finetune": "go on from any weights on images of your own",
     "evaluate": "accuracy of a checkpoint on validation images",
+    "export": "take a model to timm, the Hugging Face hub, ONNX or torch.export",
+    "average": "average the weights of several checkpoints",
     "tune": "find the loader's fastest settings for this machine and these images",
     "pack": "put a dataset into a few large tar files",
     "verify": "decode a dataset once and list what is wrong with it",

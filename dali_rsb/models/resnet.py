@@ -162,7 +162,8 @@ class ResNet(nn.Module):
             residual_stage(spec, index, rates) for index, rates in enumerate(drop_path_rates)
         )
         self.dropout = nn.Dropout(dropout) if dropout > 0.0 else nn.Identity()
-        self.fc = nn.Linear(STAGE_CHANNELS[-1] * spec.block.expansion, num_classes)
+        self.num_features = STAGE_CHANNELS[-1] * spec.block.expansion  # under timm's name
+        self.fc = nn.Linear(self.num_features, num_classes)
         self.reset_convolutions_and_last_norms()
 
     def reset_convolutions_and_last_norms(self) -> None:

@@ -206,6 +206,11 @@ def checkpoint_to_evaluate(path: Path) -> Path:
     return path / _BEST if path.is_dir() else path
 
 
+def is_best(path: Path) -> bool:
+    """Whether a file is a run's best checkpoint, judged by its evaluations."""
+    return path.name == _BEST
+
+
 def _candidates(folder: Path) -> Iterator[Path]:
     """The checkpoints that a run can go on from, newest first; the best one is the last resort."""
     numbers = [

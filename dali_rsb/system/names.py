@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import PurePath
+
+
+def short_path(path: str | os.PathLike[str]) -> str:
+    """The last two parts of a path: what is published need not tell how a disk is laid out."""
+    return "/".join(PurePath(path).parts[-2:]).lstrip("/")
 
 
 def printable(name: str | os.PathLike[str]) -> str:

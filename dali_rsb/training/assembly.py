@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -361,11 +362,14 @@ def train_loader(
 
 
 def eval_loader(
-    config: cfg.Config, index: DatasetIndex, processes: Processes
+    config: cfg.Config,
+    index: DatasetIndex,
+    processes: Processes,
+    on_bad_image: Literal["substitute", "raise"] = "raise",
 ) -> tuple[EvalSamples, Loader]:
     """The validation images of this process and their loader.
 
-    An undecodable validation image is an error whatever `data.on_bad_image` says: a stand-in
+    An undecodable image is an error by default, whatever `data.on_bad_image` says: a stand-in
     would be counted twice. Tuning says nothing about this loader: a checkpoint has one accuracy,
     before and after.
     """
@@ -379,7 +383,7 @@ def eval_loader(
         EvalLayout(len(index), evaluation.batch_per_device, processes.world_size, processes.rank),
         EvalGeometry(evaluation.size, evaluation.crop_ratio),
     )
-    bad_images = BadImages(index, "raise", max_pixels=data.max_pixels)
+    bad_images = BadImages(index, on_bad_image, data.max_bad_fraction, data.max_pixels)
     loader = builders.eval_loader(samples, settings, device, bad_images, evaluation.interpolation)
     return samples, loader
 

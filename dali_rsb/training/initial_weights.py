@@ -32,13 +32,15 @@ def with_preprocessing(
     Returns:
         The configuration, and a line for the log where anything was taken over.
     """
-    values = {
-        key: list(value) if isinstance(value, tuple) else value
-        for name, key in _KEYS.items()
-        if (value := getattr(preprocessing, name)) is not None and not _is_set(config, key)
-    }
+    values = _values(preprocessing)
+    values = {key: value for key, value in values.items() if not _is_set(config, key)}
     said = ", ".join(f"{key}={_text(value)}" for key, value in values.items())
     return cfg.with_values(config, values), [f"as the weights ask: {said}"] if values else []
+
+
+def as_described(config: cfg.Config, preprocessing: Preprocessing) -> cfg.Config:
+    """The configuration with the weights' preprocessing, whatever it says itself."""
+    return cfg.with_values(config, _values(preprocessing))
 
 
 def as_begun(config: cfg.Config, begun: Mapping[str, Any]) -> cfg.Config:
@@ -53,6 +55,16 @@ def as_begun(config: cfg.Config, begun: Mapping[str, Any]) -> cfg.Config:
         if not _is_set(config, key) and name in begun.get(section, {}):
             values[key] = begun[section][name]
     return cfg.with_values(config, values)
+
+
+def _values(preprocessing: Preprocessing) -> dict[str, Any]:
+    """What a description says, by key of the configuration."""
+    said = {key: getattr(preprocessing, name) for name, key in _KEYS.items()}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in said.items()
+        if value is not None
+    }
 
 
 def _is_set(config: cfg.Config, key: str) -> bool:

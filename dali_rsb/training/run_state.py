@@ -15,6 +15,7 @@ from dali_rsb.dataset import DatasetIndex
 from dali_rsb.dataset.classes import check_same_order
 from dali_rsb.errors import UserError
 from dali_rsb.run.checkpoint import load_checkpoint
+from dali_rsb.run.environment import environment
 from dali_rsb.run.meter import Meter
 from dali_rsb.run.processes import Processes
 from dali_rsb.training.step import TrainStep
@@ -100,6 +101,7 @@ def run_state(
         "ranks": ranks,
         "config": dict(config),
         "classes": list(classes),
+        "environment": environment(processes),
     }
 
 

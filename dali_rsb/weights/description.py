@@ -2,6 +2,7 @@
 
 Its keys are `architecture`, `num_classes`, `label_names` and `pretrained_cfg` (mean, std,
 input_size, crop_pct, interpolation and more); older files hold those of `pretrained_cfg` alone.
+Our own exports say more under a key of their own (see `export.config_json`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -20,6 +22,10 @@ from dali_rsb.models import list_models
 from dali_rsb.weights.weights import Preprocessing, Weights, num_outputs
 
 logger = logging.getLogger(__name__)
+
+# What timm knows no key for: which weights these are, the run that they come from, and the size of
+# its training images.
+OWN_KEY = "dali_rsb"
 
 # timm's tags name the data of a model's last training last: sw_in12k_ft_in1k, r160_in1k_384.
 _TRAINED_ON_IMAGENET_1K = re.compile(r"(^|_)in1k(_\d+)?$")
@@ -57,17 +63,26 @@ def described(
     cfg = config.get("pretrained_cfg", config)
     if not isinstance(cfg, Mapping):
         raise UserError(f"{source}: pretrained_cfg in its config.json is no mapping; repair it")
+    own = config.get(OWN_KEY)
+    own = own if isinstance(own, Mapping) else {}
+    if own.get("kind") in ("model", "EMA"):
+        kind = own["kind"]
+    run, train_size = own.get("run"), own.get("train_size")
     if config.get("model_args"):
         logger.warning(
             "%s: model_args of its config.json are not used: %.100s", source, config["model_args"]
         )
+    preprocessing = _preprocessing(cfg, source) if "mean" in cfg or "input_size" in cfg else None
+    if preprocessing is not None and isinstance(train_size, int):
+        preprocessing = replace(preprocessing, train_size=train_size)
     return Weights(
         tensors,
         source,
         architecture_name(architecture),
         _classes(config, cfg, tensors, source),
-        _preprocessing(cfg, source) if "mean" in cfg or "input_size" in cfg else None,
+        preprocessing,
         kind,
+        run if isinstance(run, Mapping) else {},
     )
 
 

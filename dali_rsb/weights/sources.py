@@ -73,7 +73,9 @@ def _of_checkpoint(state: dict[str, Any], source: str, ema: bool) -> Weights:
         "EMA" if takes_ema else "model",
         {
             "config": config,
+            "updates": state["updates_done"],
             "epoch": state["updates_done"] / state["updates_per_epoch"],
             "top1": state["best_top1"],
+            **({"environment": state["environment"]} if "environment" in state else {}),
         },
     )

@@ -44,7 +44,8 @@ class Weights:
         classes: names of the outputs, in their order.
         preprocessing: of their images.
         kind: "EMA" or "model" where a checkpoint holds both, else "model".
-        run: of a checkpoint, what else it says: "config", "epoch", "top1"; empty for others.
+        run: of a checkpoint, what else it says: "config", "updates", "epoch", "top1" (the run's
+            best, not always that of these weights), "environment"; empty for others.
     """
 
     tensors: Mapping[str, Tensor]

@@ -196,3 +196,11 @@ def test_a_shard_that_is_cut_short_in_use_is_named(folder, tmp_path):
     os.truncate(shard, 4096)
     with pytest.raises(UserError, match=rf"{shard.name} has been cut short while in use: restore"):
         _mean_colors(index)
+
+
+def test_a_selection_of_images_has_the_stamps_of_its_own_files(folder):
+    index = open_index(folder)
+    selection = index.select(np.array([30, 7, 11]))
+    assert changes.update_changed(selection, np.arange(3)) == []
+    os.utime(selection.path(1), ns=(0, 0))
+    assert changes.update_changed(selection, np.arange(3)) == [1]

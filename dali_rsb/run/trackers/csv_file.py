@@ -15,6 +15,7 @@ from dali_rsb.system.files import MissingFileError, UnreadableFileError, read_te
 
 logger = logging.getLogger(__name__)
 
+_NAME = "metrics.csv"
 _COLUMNS = [field.name for field in fields(EpochRow)]
 
 
@@ -25,7 +26,7 @@ class CsvFile:
     """
 
     def __init__(self, run: RunInfo) -> None:
-        self._path = run.folder / "metrics.csv"
+        self._path = run.folder / _NAME
         self._rows: list[dict[str, Any]] = []
         text, reason = "", ""
         try:
@@ -58,6 +59,21 @@ class CsvFile:
         writer.writerows(self._rows)
         with atomic_file(self._path) as new:
             new.write(text.getvalue().encode())
+
+
+def read_epochs(folder: Path) -> list[EpochRow]:
+    """The epochs in a run folder's metrics.csv, without damaged rows; none if there is no file."""
+    try:
+        rows, _ = _rows(read_text(folder / _NAME, ""))
+    except UnreadableFileError:
+        return []
+    return [EpochRow(**{name: _number(name, cell) for name, cell in row.items()}) for row in rows]
+
+
+def _number(column: str, cell: str) -> Any:
+    if cell == "":
+        return None
+    return int(cell) if column in ("epoch", "updates", "skipped") else float(cell)
 
 
 def _rows(text: str) -> tuple[list[dict[str, Any]], str]:
