@@ -68,8 +68,7 @@ def open_index(
             declared, there are images of an undeclared class, a shard is missing, or no image is
             readable.
     """
-    may_be_empty = reading.classes is not None
-    index = _as_found(root, cache_dir, num_workers, progress, reading, may_be_empty)
+    index = _as_found(root, cache_dir, num_workers, progress, reading, is_joined=False)
     return _declared(index, reading)
 
 
@@ -84,7 +83,7 @@ def open_as_found(
     Raises:
         UserError: as `open_index`, but for what it says of classes.
     """
-    return _as_found(root, cache_dir, None, True, reading, may_be_empty=True)
+    return _as_found(root, cache_dir, None, True, reading, is_joined=True)
 
 
 def _as_found(
@@ -93,9 +92,13 @@ def _as_found(
     num_workers: int | None,
     progress: bool,
     reading: Reading,
-    may_be_empty: bool,
+    is_joined: bool,
 ) -> DatasetIndex:
-    """The stored index of a dataset, or a new one, with its own classes."""
+    """The stored index of a dataset, or a new one, with its own classes.
+
+    Args:
+        is_joined: the caller joins the classes by name: neither empty ones nor their order matter.
+    """
     root = Path(root).expanduser().absolute()
     if not root.exists() and not is_choice(root):
         raise UserError(
@@ -114,7 +117,7 @@ def _as_found(
         index, _ = load(place, root, reading)
         if index is not None:
             return index
-    return _build(candidates[-1], root, num_workers, progress, reading, may_be_empty)
+    return _build(candidates[-1], root, num_workers, progress, reading, is_joined)
 
 
 def _declared(index: DatasetIndex, reading: Reading) -> DatasetIndex:
@@ -133,7 +136,7 @@ def _build(
     num_workers: int | None,
     progress: bool,
     reading: Reading,
-    may_be_empty: bool,
+    is_joined: bool,
 ) -> DatasetIndex:
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +148,7 @@ def _build(
             logger.info("the index of %s is built again: %s", root, stale)
         start_s = time.monotonic()
         contents = list_contents(root, progress, reading)
-        if not may_be_empty:
+        if not is_joined and reading.classes is None:
             check_declared(contents.empty, root)
         index, unreadable = read_index(
             contents.store, contents.labels, contents.classes, num_workers, progress
@@ -155,7 +158,8 @@ def _build(
         )
         level, line = describe_indexing(index, time.monotonic() - start_s)
         logger.log(level, line)
-        warn_of_other_order(index, reading.class_order)
+        if not is_joined:
+            warn_of_other_order(index, reading.class_order)
         try:
             write_with_fingerprint(place, index, contents.fingerprint(unreadable), reading)
         except OSError as error:
