@@ -188,13 +188,13 @@ def test_a_signal_saves_and_stops(small, tmp_path, number):
     assert 1 <= state["updates_done"] < 14
 
 
-def test_evaluate_command_gives_the_accuracies_of_the_run(whole_run):
+def test_evaluate_command_gives_the_accuracies_of_the_run(whole_run, tmp_path):
     folder, _ = whole_run
     with (folder / "metrics.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
-    result = run_module("dali_rsb.evaluate", folder / "last.pt")
+    result = run_module("dali_rsb.evaluate", folder / "last.pt", "--json", tmp_path / "rows.json")
     assert result.returncode == 0, result.stderr
-    model, ema = result.stdout.splitlines()[1:]
-    assert float(model.split()[1]) == pytest.approx(float(last["val_top1"]), abs=0.001)
-    assert float(ema.split()[1]) == pytest.approx(float(last["ema_top1"]), abs=0.001)
-    assert model.split()[-1] == "359"
+    model, ema = json.loads((tmp_path / "rows.json").read_text())["results"]
+    assert model["top1"] == pytest.approx(float(last["val_top1"]), abs=0.001)
+    assert ema["top1"] == pytest.approx(float(last["ema_top1"]), abs=0.001)
+    assert model["images"] == 359

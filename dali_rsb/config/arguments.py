@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from dali_rsb.config.mistakes import suggest
@@ -16,6 +16,11 @@ from dali_rsb.config.yaml_text import short
 from dali_rsb.errors import UserError, suggestion
 
 _OVERRIDE = re.compile(r"[A-Za-z_]+\.[A-Za-z_]+=")
+
+
+def is_override(word: str) -> bool:
+    """Whether a word of a command line is a `section.key=value`."""
+    return _OVERRIDE.match(word) is not None
 
 
 class ConfigParser(argparse.ArgumentParser):
@@ -29,6 +34,7 @@ class ConfigParser(argparse.ArgumentParser):
         description: for `--help`.
         subject: what the first argument is called; its value is the option of that name in small.
         help: of the subject.
+        instead: what to write here instead of other programs' options.
     """
 
     def __init__(
@@ -37,7 +43,9 @@ class ConfigParser(argparse.ArgumentParser):
         description: str | None,
         subject: str = "CONFIG",
         help: str = "a recipe such as a3, a YAML file, or a run folder",
+        instead: Mapping[str, str] | None = None,
     ) -> None:
+        self._instead = instead or {}
         super().__init__(
             prog=f"dali-rsb {command}",
             description=description,
@@ -85,7 +93,7 @@ class ConfigParser(argparse.ArgumentParser):
                 for name in action.option_strings
             }
             for place in [place for place, word in enumerate(args) if word in optional]:
-                while args[place + 1 :] and _OVERRIDE.match(args[place + 1]):
+                while args[place + 1 :] and is_override(args[place + 1]):
                     args.insert(place, args.pop(place + 1))
                     place += 1
         return super().parse_known_args(args, namespace)
@@ -100,6 +108,8 @@ class ConfigParser(argparse.ArgumentParser):
     def _explain(self, words: list[str]) -> str:
         option, equals, value = words[0].partition("=")
         value = value if equals else (words[1] if len(words) > 1 else "VALUE")
+        if option in self._instead:
+            return f"unknown option {option}: write {self._instead[option]}"
         own = [name for action in self._actions for name in action.option_strings]
         if nearest := suggestion(option, own, cutoff=0.8):
             return f"unknown option {short(option)[1:-1]}{nearest}"

@@ -68,6 +68,37 @@ def open_index(
             declared, there are images of an undeclared class, a shard is missing, or no image is
             readable.
     """
+    index = _as_found(root, cache_dir, num_workers, progress, reading, is_joined=False)
+    return _declared(index, reading)
+
+
+def open_as_found(
+    root: str | os.PathLike[str], cache_dir: Path | None = None, reading: Reading = _DEFAULT
+) -> DatasetIndex:
+    """Open an index for a caller who joins the classes to others by himself.
+
+    Classes without images are legal, and `reading.classes` has no say. For the arguments see
+    `open_index`.
+
+    Raises:
+        UserError: as `open_index`, but for what it says of classes.
+    """
+    return _as_found(root, cache_dir, None, True, reading, is_joined=True)
+
+
+def _as_found(
+    root: str | os.PathLike[str],
+    cache_dir: Path | None,
+    num_workers: int | None,
+    progress: bool,
+    reading: Reading,
+    is_joined: bool,
+) -> DatasetIndex:
+    """The stored index of a dataset, or a new one, with its own classes.
+
+    Args:
+        is_joined: the caller joins the classes by name: neither empty ones nor their order matter.
+    """
     root = Path(root).expanduser().absolute()
     if not root.exists() and not is_choice(root):
         raise UserError(
@@ -75,7 +106,7 @@ def open_index(
             "of images"
         )
     if is_pack(root):
-        return _declared(_open_pack(root), reading)
+        return _open_pack(root)
     if (root / PACK_WORK).is_dir():
         raise UserError(
             f"{root} is an unfinished pack: give `python -m dali_rsb.pack` the same arguments "
@@ -85,8 +116,8 @@ def open_index(
     for place in candidates:
         index, _ = load(place, root, reading)
         if index is not None:
-            return _declared(index, reading)
-    return _declared(_build(candidates[-1], root, num_workers, progress, reading), reading)
+            return index
+    return _build(candidates[-1], root, num_workers, progress, reading, is_joined)
 
 
 def _declared(index: DatasetIndex, reading: Reading) -> DatasetIndex:
@@ -100,7 +131,12 @@ def _declared(index: DatasetIndex, reading: Reading) -> DatasetIndex:
 
 
 def _build(
-    place: Path, root: Path, num_workers: int | None, progress: bool, reading: Reading
+    place: Path,
+    root: Path,
+    num_workers: int | None,
+    progress: bool,
+    reading: Reading,
+    is_joined: bool,
 ) -> DatasetIndex:
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +148,7 @@ def _build(
             logger.info("the index of %s is built again: %s", root, stale)
         start_s = time.monotonic()
         contents = list_contents(root, progress, reading)
-        if reading.classes is None:
+        if not is_joined and reading.classes is None:
             check_declared(contents.empty, root)
         index, unreadable = read_index(
             contents.store, contents.labels, contents.classes, num_workers, progress
@@ -122,7 +158,8 @@ def _build(
         )
         level, line = describe_indexing(index, time.monotonic() - start_s)
         logger.log(level, line)
-        warn_of_other_order(index, reading.class_order)
+        if not is_joined:
+            warn_of_other_order(index, reading.class_order)
         try:
             write_with_fingerprint(place, index, contents.fingerprint(unreadable), reading)
         except OSError as error:

@@ -1,1 +1,1 @@
-"""Accuracy of models over a validation set."""
+"""Accuracy of models: of a run over its validation images, of any weights over any images."""

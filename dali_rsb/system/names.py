@@ -24,3 +24,9 @@ def printable(name: str | os.PathLike[str]) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
         for letter in text
     )
+
+
+def with_end(name: str | os.PathLike[str], limit: int) -> str:
+    """A name for a message that has room for `limit` characters: of a long path, its end."""
+    text = printable(name)
+    return text if len(text) <= limit else "..." + text[3 - limit :]

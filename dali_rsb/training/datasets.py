@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +12,10 @@ import numpy as np
 
 from dali_rsb import config as cfg
 from dali_rsb.dataset import DatasetIndex, Reading, open_index
+from dali_rsb.dataset.classes import with_classes
 from dali_rsb.dataset.digits import write_digits
 from dali_rsb.dataset.image_list import excluded_rows, read_names
+from dali_rsb.dataset.opening import open_as_found
 from dali_rsb.dataset.overlap import check_files_apart, check_paths_apart
 from dali_rsb.dataset.splitting import split_index
 from dali_rsb.errors import UserError
@@ -92,9 +94,19 @@ def open_validation(data: cfg.Data, classes: Sequence[str], whose: str) -> Datas
     Raises:
         UserError: as `open_datasets`.
     """
-    reading = replace(reading_of(data), classes=None).joined_to(classes, whose)
+    return with_classes(open_validation_as_found(data), classes, whose)
+
+
+def open_validation_as_found(data: cfg.Data) -> DatasetIndex:
+    """Open the validation images alone, with their own classes, those without images too.
+
+    Raises:
+        UserError: the folder is missing, or no dataset.
+    """
     is_split = data.val_fraction is not None
-    index = open_index(_folder(data, "train" if is_split else "val"), data.index, reading=reading)
+    index = open_as_found(
+        _folder(data, "train" if is_split else "val"), data.index, reading_of(data)
+    )
     index = _without_excluded(data, index)[0]
     return index if data.val_fraction is None else _split(index, data.val_fraction).val
 

@@ -16,12 +16,13 @@ from torchvision.transforms import functional
 
 from dali_rsb import parity as command
 from dali_rsb.checks.parity import comparison as stages_of
-from dali_rsb.checks.parity.pillow import FILTERS, apply_operation, crop_resize_flip, eval_transform
+from dali_rsb.checks.parity.pillow import apply_operation, crop_resize_flip
 from dali_rsb.checks.parity.report import Limits, Stage
 from dali_rsb.dataset import open_index
 from dali_rsb.draws.crops import EvalGeometry
 from dali_rsb.draws.randaugment import OPERATIONS
 from dali_rsb.errors import UserError, run_command
+from dali_rsb.loader.pillow import FILTERS, eval_transform
 
 
 def _timm_operation(image, name, magnitude, negate, increasing, interpolation, monkeypatch):

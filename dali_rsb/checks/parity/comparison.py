@@ -13,7 +13,7 @@ from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 from PIL import Image
 
-from dali_rsb.checks.parity.pillow import apply_operation, crop_resize_flip, eval_transform
+from dali_rsb.checks.parity.pillow import apply_operation, crop_resize_flip
 from dali_rsb.checks.parity.report import Limits, Stage
 from dali_rsb.dataset import DatasetIndex
 from dali_rsb.draws.crops import EvalGeometry
@@ -30,6 +30,7 @@ from dali_rsb.draws.samples import BatchSpec, EvalSamples, TrainSamples, TrainTr
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.builders import eval_loader, train_loader
 from dali_rsb.loader.loader import Loader
+from dali_rsb.loader.pillow import eval_transform
 from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.system.cpus import threads_per_process
 from pipelines.arguments import Decoding

@@ -1,15 +1,13 @@
-"""The transforms of a recipe with Pillow alone, one image at a time: what `dali_rsb.parity`
-compares the DALI pipelines with. The tests compare these functions with timm's."""
+"""The training transforms with Pillow alone, one image at a time: what `dali_rsb.parity` compares
+the DALI pipelines with, beside `loader.pillow`. The tests compare these functions with timm's."""
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image
 
-from dali_rsb.draws.crops import EvalGeometry
 from dali_rsb.draws.operations import OPERATIONS, RECORDS, Strength
-
-FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+from dali_rsb.loader.pillow import FILTERS
 
 
 def crop_resize_flip(
@@ -27,16 +25,6 @@ def crop_resize_flip(
     """
     image = image.crop(box).resize((size_px, size_px), FILTERS[interpolation])
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
-
-
-def eval_transform(image: Image.Image, geometry: EvalGeometry, interpolation: str) -> Image.Image:
-    """Resize the shorter edge to `geometry.resize_px`, then take the centre."""
-    shorter = min(image.size)
-    width, height = (int(geometry.resize_px * side / shorter) for side in image.size)
-    image = image.resize((width, height), FILTERS[interpolation])
-    size = geometry.size_px
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
 
 
 def apply_operation(
