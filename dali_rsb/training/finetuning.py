@@ -93,14 +93,10 @@ def images_in(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """The keys of a configuration that a folder of images decides, with their values.
 
     Args:
-        folder: of class folders, or one that holds training and validation images apart.
+        folder: of class folders, or one that holds training and validation images apart; or
+            another form that `data.train` takes.
         overrides: of the user.
-
-    Raises:
-        UserError: there is no such folder or file.
     """
-    if not folder.exists():
-        raise UserError(f"{folder} does not exist; give a folder of class folders")
     train, val = (
         next((folder / name for name in names if _holds_folders(folder / name)), None)
         for names in (_TRAIN_NAMES, _VAL_NAMES)
@@ -115,7 +111,10 @@ def images_in(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _holds_folders(path: Path) -> bool:
-    return path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
+    try:
+        return path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
+    except OSError:  # whoever indexes it says why
+        return False
 
 
 def _fitting_batch(batch_size: int, num_images: int, world_size: int) -> int:

@@ -160,7 +160,7 @@ def restore_run(
     of_sections = [(section, key) for section in RECIPE_SECTIONS for key in config[section]]
     for section, key in [*of_sections, *_RECIPE_KEYS]:
         value = config[section][key]
-        before = saved[section].get(key, defaults[section][key])
+        before = saved.get(section, {}).get(key, defaults[section][key])
         if before != value:
             logger.warning("resuming with %s.%s=%s, was %s", section, key, value, before)
             changes.append(f"resuming with {section}.{key}={value}, was {before}")

@@ -49,7 +49,14 @@ def open_weights(source: str, ema: bool = True) -> Weights:
         return of_state_dict(read_safetensors(path), source)
     saved = read_saved(path)
     if is_checkpoint(saved):
-        return _of_checkpoint(checked_checkpoint(saved, path), source, ema)
+        state = checked_checkpoint(saved, path)
+        try:
+            return _of_checkpoint(state, source, ema)
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is no whole checkpoint of a run ({type(error).__name__}: {error}); give "
+                "another one"
+            ) from error
     return of_state_dict(of_saved(saved, path, ema), source)
 
 

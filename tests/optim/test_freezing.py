@@ -4,8 +4,9 @@ import copy
 from pathlib import Path
 
 import pytest
-import timm
 import torch
+from timm.optim import param_groups_layer_decay
+from timm.utils import freeze as timms_freeze
 from torch import nn
 
 from dali_rsb.errors import UserError
@@ -148,8 +149,8 @@ def test_it_is_plain_pytorch_with_timms_freezing():
     step = _step("sgd", 2)
     model = copy.deepcopy(step.model).requires_grad_(True)
     parts = [n for n, _ in model.named_children() if n in ("conv1", "bn1", "layer1", "layer2")]
-    timm.utils.freeze(model, parts)
-    groups = timm.optim.param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.8)
+    timms_freeze(model, parts)
+    groups = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.8)
     for group in groups:
         group["lr"] = 1e-2 * group["lr_scale"]
     optimizer = torch.optim.SGD(groups, lr=1e-2, momentum=0.9)

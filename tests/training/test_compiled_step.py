@@ -190,10 +190,9 @@ def test_the_defaults_are_the_fast_ones(monkeypatch, device, world_size, given, 
         seen.update(options)
 
     monkeypatch.setattr(assembly, "TrainStep", make)
-    monkeypatch.setattr(assembly, "build_model", lambda config, device: TinyModel())
     config = Config.model_validate({"name": "x", "run": given})
     processes = Processes(torch.device(device), world_size=world_size)
-    assembly.build_step(config, processes, 1, PRECISION)
+    assembly.build_step(config, processes, 1, PRECISION, TinyModel())
     assert (seen["compile"], seen["cuda_graph"]) == expected
 
 

@@ -60,6 +60,12 @@ def test_a_run_gives_its_best_weights_with_their_description(run, ema, kind, fac
     assert torch.equal(weights.model()(images), reference(images))
 
 
+def test_a_checkpoint_must_be_that_of_a_run(tmp_path):
+    save_checkpoint(tmp_path / "a.pt", {"model": {"weight": torch.ones(3)}, "ema": None})
+    with pytest.raises(UserError, match=r"a\.pt is no whole checkpoint of a run \(KeyError: 'conf"):
+        open_weights(str(tmp_path / "a.pt"))
+
+
 def test_a_state_dict_needs_the_name_of_its_architecture(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(create_model("resnet18", 3).state_dict(), path)
