@@ -19,13 +19,11 @@ from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.dataset.opening import open_index
 from dali_rsb.dataset.ordering import ClassOrder, path_order
 from dali_rsb.dataset.reading import Reading
-from dali_rsb.dataset.storage import UNREADABLE
+from dali_rsb.dataset.storage import stored_unreadable
 from dali_rsb.errors import UserError
-from dali_rsb.system.files import read_bytes, read_text
+from dali_rsb.system.files import read_text
 
 logger = logging.getLogger(__name__)
-
-_DEFAULT = Reading()
 
 _DEFAULT = Reading()
 
@@ -102,8 +100,7 @@ def with_unreadable(images: ImageList, class_order: ClassOrder) -> ImageList:
     index = images.index
     if index.store.kind != "folder" or index.place is None:
         return images
-    listed = read_bytes(index.place / UNREADABLE, "delete the index").split(b"\n")
-    unreadable = [os.fsdecode(key) for key in listed if key]
+    unreadable = list(stored_unreadable(index.place))
     if not unreadable:
         return images
     paths = [*map(os.fsdecode, index.store.keys.all()), *unreadable]
