@@ -11,8 +11,8 @@ import numpy as np
 from dali_rsb.checks.dataset.findings import Duplicates, Place, class_of
 from dali_rsb.checks.dataset.scan import Scan
 from dali_rsb.dataset.counting import LOST, describe_left_out
-from dali_rsb.dataset.storage import UNREADABLE
-from dali_rsb.errors import UserError
+from dali_rsb.dataset.storage import UNREADABLE, stored_unreadable
+from dali_rsb.errors import UserError, one_line
 from dali_rsb.system.atomic import atomic_file
 
 _MAX_SHOWN = 10
@@ -42,7 +42,7 @@ def describe_scan(scanned: Scan) -> list[str]:
     order = np.argsort(pixels, kind="stable")
     sizes = [f"{index.widths[i]}x{index.heights[i]}" for i in order[[0, len(order) // 2, -1]]]
     lines.append(f"  sizes        {sizes[0]} smallest, {sizes[1]} median, {sizes[2]} largest")
-    return [printable(line) for line in lines]
+    return [one_line(line) for line in lines]
 
 
 def describe_problems(scans: Sequence[Scan], duplicates: Duplicates) -> list[str]:
@@ -60,7 +60,7 @@ def describe_problems(scans: Sequence[Scan], duplicates: Duplicates) -> list[str
             )
     problems += _groups(scans, duplicates.across_classes, "images stand under several classes")
     problems += _groups(scans, duplicates.across_sets, "images are in both sets")
-    return [printable(line) for line in problems]
+    return [one_line(line) for line in problems]
 
 
 def _groups(scans: Sequence[Scan], groups: Sequence[Sequence[Place]], what: str) -> list[str]:
@@ -77,7 +77,18 @@ def _groups(scans: Sequence[Scan], groups: Sequence[Sequence[Place]], what: str)
     return [*lines, f"  and {more:,} more"] if more > 0 else lines
 
 
-def write_exclude_list(path: Path, scans: Sequence[Scan], places: Sequence[Place]) -> int:
+def names_to_exclude(scans: Sequence[Scan], places: Sequence[Place]) -> list[str]:
+    """Names of some images, and of all that the indices leave out, as they cannot be read."""
+    names = [scans[place.dataset].index.name(place.row) for place in places]
+    for scanned in scans:
+        if scanned.index.place is not None and LOST & scanned.index.left_out.keys():
+            names += [
+                f"{scanned.index.root}/{key}" for key in stored_unreadable(scanned.index.place)
+            ]
+    return names
+
+
+def write_exclude_list(path: Path, names: Sequence[str]) -> int:
     """Write the names that `data.exclude` takes, one in each line; return how many.
 
     A name with a line break cannot stand in such a list and is left out of it.
@@ -85,17 +96,11 @@ def write_exclude_list(path: Path, scans: Sequence[Scan], places: Sequence[Place
     Raises:
         UserError: the file cannot be written.
     """
-    names = [os.fsencode(scans[place.dataset].index.name(place.row)) for place in places]
-    fit = [name for name in names if b"\n" not in name and b"\r" not in name]
+    encoded = map(os.fsencode, names)
+    fit = [name for name in encoded if b"\n" not in name and b"\r" not in name]
     try:
         with atomic_file(path) as file:
             file.write(b"".join(name + b"\n" for name in fit))
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): give another --output") from error
     return len(fit)
-
-
-def printable(line: str) -> str:
-    """A line that any terminal can print, whatever the names of files are made of."""
-    escaped = line.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in escaped)
