@@ -26,7 +26,7 @@ from dali_rsb.errors import UserError, one_line
 from dali_rsb.system.atomic import atomic_directory
 from dali_rsb.system.files import MissingFileError, UnreadableFileError, read_json
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6  # 6: of JPEGs the end is looked for, of WebPs what follows the pixels
 USER_CACHE = Path("~/.cache/dali_rsb")
 
 SUFFIX = ".dali_rsb_index"

@@ -178,3 +178,20 @@ def test_a_pack_accounts_for_its_own_entries(folder, tmp_path, capsys, monkeypat
     code, text = run(capsys, monkeypatch, tmp_path / "pack")
     assert code == 0, text
     assert "6 of 6 entries" in text
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
+def test_damaged_data_that_dali_decodes_are_found(folder, tmp_path, capsys, monkeypatch, place):
+    root, add = folder
+    data = encode(9)
+    at = data.index(b"\xff\xda") + int(place * (len(data) - data.index(b"\xff\xda")))
+    damaged = data[:at] + b"\xff\x53" + data[at + 2 :]  # a marker that no image holds
+    with pytest.raises(OSError, match="broken data stream"):
+        Image.open(io.BytesIO(damaged)).load()
+    add("a/damaged.jpg", damaged)
+    output = tmp_path / "exclude.txt"
+    code, text = run(capsys, monkeypatch, root, "--output", output)
+    assert code == 1
+    assert "problem: 1 images of" in text
+    assert output.read_text() == f"{root}/a/damaged.jpg\n"
+    assert run(capsys, monkeypatch, root, "--exclude", output)[0] == 0

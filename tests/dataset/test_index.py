@@ -288,7 +288,7 @@ def test_jpeg_with_segments_and_fill_bytes_equals_pillow(
     data = data[:2] + filling + data[2:]
     path = tmp_path_factory.getbasetemp() / "segments.jpg"
     path.write_bytes(data)
-    size = image_header._jpeg_size(lambda length, start: data[start : start + length])
+    size = image_header._jpeg_size(lambda n, start: data[start : start + n], len(data))
     assert size == (width, height)
     assert read_header(path) == (width, height, ImageFormat.JPEG)
     assert read_header_of_bytes(np.frombuffer(data, np.uint8)) == read_header(path)
@@ -347,10 +347,37 @@ def test_jpeg_cut_short(tmp_path):
     path = tmp_path / "1.jpg"
     for length in range(len(data)):
         path.write_bytes(data[:length])
-        expected = (31, 17, ImageFormat.JPEG)
+        # DALI would decode windows before the cut; Pillow says whether it takes such a file.
+        expected = (31, 17, ImageFormat.OTHER)
         if length < end_of_header:
             expected = (0, 0, ImageFormat.UNREADABLE)
         assert read_header(path) == expected
+        assert read_header_of_bytes(np.frombuffer(data[:length], np.uint8)) == expected
+
+
+@pytest.mark.parametrize("size", [(31, 17), (300, 200)])  # of less and of more than one read
+@pytest.mark.parametrize("trailer", [0, 1, 2000, 4094])
+def test_bytes_behind_a_jpeg_are_no_cut(tmp_path, size, trailer):
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG")
+    data = buffer.getvalue()
+    path = tmp_path / "1.jpg"
+    path.write_bytes(data + bytes(trailer))
+    assert read_header(path) == (*size, ImageFormat.JPEG)
+    path.write_bytes(data[:-2] + bytes(trailer))
+    assert read_header(path) == (*size, ImageFormat.OTHER)
+    # The end of a preview in the header is not that of the image.
+    path.write_bytes(_with_preview(data)[:-2])
+    assert read_header(path) == (*size, ImageFormat.OTHER)
+    path.write_bytes(_with_preview(data))
+    assert read_header(path) == (*size, ImageFormat.JPEG)
+
+
+def _with_preview(data):
+    """The JPEG with a whole one in a segment before its frame."""
+    preview = encode(16, 16)
+    return data[:2] + b"\xff\xe2" + (2 + len(preview)).to_bytes(2, "big") + preview + data[2:]
 
 
 @given(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from dali_rsb.checks.dataset.findings import Duplicates, Place, class_of
-from dali_rsb.checks.dataset.scan import Scan
+from dali_rsb.checks.dataset.scan import Outcome, Scan
 from dali_rsb.dataset.counting import LOST, describe_left_out
 from dali_rsb.dataset.storage import UNREADABLE, stored_unreadable
 from dali_rsb.errors import UserError, one_line
@@ -26,13 +27,14 @@ def describe_scan(scanned: Scan) -> list[str]:
     counts = np.bincount(index.labels, minlength=index.num_classes)
     smallest, largest = int(counts.argmin()), int(counts.argmax())
     empty = [name for name, count in zip(index.classes, counts, strict=True) if not count]
-    by_outcome = {name: scanned.outcomes.count(name) for name in ("DALI", "Pillow", "undecodable")}
+    decoded = {name: scanned.outcomes.count(name) for name in get_args(Outcome)}
+    by_dali = decoded["DALI"] + decoded["damaged"]
     lines = [
         str(index.origin),
         f"  used         {len(index):,} of {len(index) + left_out:,} entries; "
         f"{left_out:,} left out{reasons}",
-        f"  decoded      {by_outcome['DALI']:,} by DALI, {by_outcome['Pillow']:,} by Pillow; "
-        f"{by_outcome['undecodable']:,} by neither: training puts another image in their place",
+        f"  decoded      {by_dali:,} by DALI, {decoded['Pillow']:,} by Pillow; "
+        f"{decoded['undecodable']:,} by neither: training puts another image in their place",
         f"  classes      {index.num_classes:,}, of {counts.min():,} ({index.classes[smallest]}) to "
         f"{counts.max():,} images ({index.classes[largest]})",
     ]
@@ -51,6 +53,9 @@ def describe_problems(scans: Sequence[Scan], duplicates: Duplicates) -> list[str
     for number, scanned in enumerate(scans):
         bad = [[Place(number, row)] for row in scanned.undecodable]
         problems += _groups(scans, bad, f"images of {scanned.index.origin} cannot be decoded")
+        damaged = [[Place(number, row)] for row in scanned.damaged]
+        what = f"images of {scanned.index.origin} are damaged: DALI decodes them, Pillow refuses"
+        problems += _groups(scans, damaged, what)
         place = scanned.index.place
         lost = {reason: n for reason, n in scanned.index.left_out.items() if reason in LOST}
         if lost:
