@@ -292,9 +292,15 @@ def _holds_images(path: Path) -> bool:
 def _check_level(root: Path, folders: Sequence[str], reading: Reading) -> None:
     """Refuse folders from whose names the class does not follow."""
     nested = [path for path in folders if "/" in path]
+    tops = ordered_names({_first_name(path) for path in folders}, "plain")
+    leaves = ordered_names({_last_name(path) for path in folders}, "plain")
+    if reading.class_level == "leaf" and len(leaves) == 1 < len(tops) and reading.classes is None:
+        raise UserError(
+            f"all images of {shown(str(root), 80)} lie in folders named {leaves[0]}: set "
+            f"class_level (data.class_level, --class-level) to top for {len(tops)} classes "
+            f"({some(tops, 2)}), or declare it with data.classes or classes={leaves}"
+        )
     if nested and reading.class_level is None:
-        tops = ordered_names({_first_name(path) for path in folders}, "plain")
-        leaves = ordered_names({_last_name(path) for path in folders}, "plain")
         ways = [
             f"{level} for {len(names)} classes ({some(names, 2)})"
             for level, names in (("top", tops), ("leaf", leaves))
@@ -304,9 +310,8 @@ def _check_level(root: Path, folders: Sequence[str], reading: Reading) -> None:
             f"images of {shown(str(root), 80)} lie in nested folders, such as {shown(nested[0])}: "
             f"set class_level (data.class_level, --class-level) to {', or to '.join(ways)}"
         )
-    classes = {_first_name(path) for path in folders}
-    if len(classes) == 1 and reading.classes is None and classes <= _NO_CLASSES:
-        (name,) = classes
+    if len(tops) == 1 and reading.classes is None and tops[0] in _NO_CLASSES:
+        (name,) = tops
         raise UserError(
             f"all images of {root} lie in {name}/, which looks like no class: give a list with "
             f"PATH, a tab and LABEL in each line, or declare it with data.classes or "
