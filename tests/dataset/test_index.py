@@ -133,9 +133,12 @@ def test_same_class_name_in_two_folders_is_one_class_with_a_warning(tmp_path, ca
     assert "train/cat and val/cat" in caplog.text
 
 
-def test_hidden_files_are_skipped_and_extensions_ignore_case(tmp_path):
-    names = ["a/1.JPG", "a/2.Tif", "a/.3.jpg", ".cache/4.npy", "a/.git/5.jpg", "a/6.npy"]
-    assert relative_paths(open_index(write_tree(tmp_path / "data", names))) == [
+def test_hidden_files_are_images_like_others_and_extensions_ignore_case(tmp_path):
+    names = ["a/1.JPG", "a/2.Tif", "a/.3.jpg", ".cache/4.npy", "a/.git/5.npy", "a/6.npy", ".7.jpg"]
+    root = write_tree(tmp_path / "data", names)
+    assert open_index(root).left_out == {"hidden": 3, ".npy": 1}
+    assert relative_paths(open_index(root)) == [
+        "a/.3.jpg",
         "a/1.JPG",
         "a/2.Tif",
     ]
@@ -467,7 +470,7 @@ def test_class_keeps_its_label_when_all_its_files_are_unreadable(small):
         (["1.jpg", "2.jpg", "a/3.jpg"], "2 images lie directly in"),
         (["a/notes.txt", "b/c/x.npy"], "no images"),
         (
-            ["a/1.jpg", "e10/x.txt", "e2/x.txt", "f/y/x.txt", "g/.hidden.jpg"],
+            ["a/1.jpg", "e10/x.txt", "e2/x.txt", "f/y/x.txt", "g/.hidden.txt"],
             "4 class folders without images in .*: e2, e10, g, ...; ",
         ),
     ],

@@ -282,7 +282,7 @@ def test_excluded_images_are_left_out(tmp_path):
 
 def test_what_is_left_out_is_counted_by_reason(tmp_path, caplog):
     root = tree(tmp_path / "data", {"a": 2, "b": 1})
-    for name in ("x.jfif", "x.jpe", "without_extension", ".hidden.jpg", "notes.txt"):
+    for name in ("x.jfif", "x.jpe", "without_extension", ".hidden.txt", "notes.txt"):
         (root / "a" / name).write_bytes(JPEG)
     (root / "b" / "bad.jpg").write_bytes(b"<html>")
     (root / "b" / "gone.jpg").symlink_to("nowhere")
