@@ -138,9 +138,9 @@ def test_hidden_files_are_images_like_others_and_extensions_ignore_case(tmp_path
     root = write_tree(tmp_path / "data", names)
     assert open_index(root).left_out == {"hidden": 3, ".npy": 1}
     assert relative_paths(open_index(root)) == [
-        "a/.3.jpg",
         "a/1.JPG",
         "a/2.Tif",
+        "a/.3.jpg",
     ]
 
 
