@@ -240,12 +240,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--mutations", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--images", metavar="TEXT", help="what the folder holds, for the report")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child:
         _answer(args.folder)
         return
-    settings = {"mutations": args.mutations, "seed": args.seed, "max_pixels": MAX_PIXELS}
+    settings = {
+        "mutations": args.mutations,
+        "seed": args.seed,
+        "max_pixels": MAX_PIXELS,
+        "images": args.images,
+    }
     result = new_report("pillow_pixels", settings) | compare(args.folder, args.mutations, args.seed)
     print(json.dumps({k: result[k] for k in ("files", "mutations")}, indent=2))
     if args.output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 import time
@@ -15,10 +16,30 @@ OTHER_RANKS_WAIT_S = 15.0
 class UserError(Exception):
     """A mistake in the configuration, the data or the machine, with its fix in the message.
 
-    The message is one line that names the key or file and says what to do. Commands print it
-    without a traceback and exit with code 2 (see `run_command`); library callers catch it like
-    any exception.
+    The message is one line that names the key or file and says what to do; what no terminal
+    prints, as in some names of files, is escaped (see `one_line`). Commands print it without a
+    traceback and exit with code 2 (see `run_command`); library callers catch it like any exception.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    r"""A text as one line that any terminal, log and UTF-8 file takes.
+
+    Bytes of a file name that are not UTF-8 become `\xe9`, line breaks and other control characters
+    `\n` or `\x1b`; everything else stays as it is.
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # how Python's names of files hold such a byte
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode("ascii")
 
 
 def suggestion(name: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
@@ -32,7 +53,10 @@ def run_command(main: Callable[[], None]) -> None:
 
     Where several processes have not met yet, all may make the same mistake. Rank 0 prints it at
     once, and the launcher ends the others before they do; a mistake of another alone is printed.
+    What the terminal's encoding cannot hold is printed as an escape, on stdout as on stderr.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:

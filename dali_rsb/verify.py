@@ -13,6 +13,7 @@ exits with code 1.
 from __future__ import annotations
 
 import argparse
+import collections
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +21,16 @@ from pathlib import Path
 import numpy as np
 
 from dali_rsb.checks.dataset.findings import find_duplicates, to_exclude
-from dali_rsb.checks.dataset.report import describe_problems, describe_scan, write_exclude_list
+from dali_rsb.checks.dataset.report import (
+    describe_problems,
+    describe_scan,
+    names_to_exclude,
+    write_exclude_list,
+)
 from dali_rsb.checks.dataset.scan import Scan, scan
 from dali_rsb.dataset import DatasetIndex, Reading, open_index
-from dali_rsb.dataset.image_list import excluded_rows, read_names
+from dali_rsb.dataset.counting import count_left_out
+from dali_rsb.dataset.image_list import find_excluded, read_names
 from dali_rsb.dataset.reading import add_reading_arguments, reading_of_arguments
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.run.console import console_messages
@@ -64,23 +71,29 @@ def main() -> None:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
-    sys.exit(_report(scans, arguments.output))
+    sys.exit(_report(scans, arguments.output, excluded))
 
 
 def _open(
     data: Path, cache_dir: Path | None, reading: Reading, excluded: list[str]
 ) -> DatasetIndex:
     index = open_index(data, cache_dir, reading=reading)
-    rows, _ = excluded_rows(index, excluded)
-    left = np.setdiff1d(np.arange(len(index)), rows)
+    found = find_excluded(index, excluded)
+    left = np.setdiff1d(np.arange(len(index)), found.rows)
     if not len(left):
         raise UserError(f"--exclude leaves no image of {index.origin}: give a shorter list")
-    counts = {**index.left_out, "by --exclude": len(rows)}
-    return replace(index.select(left), left_out=counts) if len(rows) else index
+    left_out = collections.Counter(index.left_out)
+    left_out.subtract(count_left_out({}, found.unreadable))
+    left_out["by --exclude"] = len(found.rows) + len(found.unreadable)
+    return replace(index.select(left), left_out=+left_out)
 
 
-def _report(scans: list[Scan], output: Path) -> int:
-    """Print what was found; return the exit code."""
+def _report(scans: list[Scan], output: Path, excluded: list[str]) -> int:
+    """Print what was found; return the exit code.
+
+    Args:
+        excluded: names that are left out already, and stay on the list.
+    """
     duplicates = find_duplicates(scans)
     for scanned in scans:
         print("\n".join(describe_scan(scanned)))
@@ -89,10 +102,16 @@ def _report(scans: list[Scan], output: Path) -> int:
         print(f"note: {copies:,} images are copies of others of their class")
     problems = describe_problems(scans, duplicates)
     print("\n".join(problems or ["nothing is wrong"]))
-    places = to_exclude(scans, duplicates)
-    if places:
-        count = write_exclude_list(output, scans, places)
-        print(f"{count:,} images are listed in {output}: data.exclude={output} leaves them out")
+    found = names_to_exclude(scans, to_exclude(scans, duplicates))
+    if found:
+        names = list(dict.fromkeys([*excluded, *found]))
+        fit = write_exclude_list(output, names)
+        print(f"{fit:,} images are listed in {output}: data.exclude={output} leaves them out")
+        if fit < len(names):
+            print(
+                f"{len(names) - fit:,} images have names with line breaks, which no list can hold: "
+                "rename or remove them"
+            )
     return 1 if problems else 0
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dali_rsb.dataset.natural_order import natural_sorted
-from dali_rsb.errors import UserError
+from dali_rsb.errors import UserError, one_line
 from dali_rsb.system.files import read_text
 
 if TYPE_CHECKING:
@@ -190,5 +190,5 @@ def some(names: Sequence[str], limit: int = 3) -> str:
 
 def shown(name: str, limit: int = _MAX_SHOWN) -> str:
     """A name for a message: printable, and not too long."""
-    text = name if name.isprintable() else repr(name)[1:-1]
+    text = one_line(name)
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 UNREADABLE, MISSING = "cannot be read", "missing"
 # Reasons for which an entry that is meant to be an image is lost, and that have their own warning.
-LOST = (UNREADABLE, MISSING)
+LOST = frozenset([UNREADABLE, MISSING])
 _EXPECTED = {*LOST, "hidden", "a header line", ".cls", ".json", ".txt"}
 _MAX_REASONS = 6
 

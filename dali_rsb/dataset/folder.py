@@ -103,11 +103,13 @@ def list_images(root: Path, reading: Reading = _DEFAULT) -> FolderListing:
 
     An image's class is the name of the folder it lies in. In nested folders ImageFolder takes the
     top one and timm the innermost: `reading.class_level` says which. Symbolic links are followed,
-    except into a directory that contains the link. Hidden files and folders are left out.
+    except into a directory that contains the link. Hidden files are images like others, as for
+    both; hidden folders hold none, or are refused.
 
     Raises:
-        UserError: no class folders, no images, images outside class folders, nested folders of
-            which nothing says which one is the class, or a folder that cannot be listed.
+        UserError: no class folders, no images, images outside class folders or in hidden ones,
+            nested folders of which nothing says which one is the class, or a folder that cannot be
+            listed.
     """
     directories = _walk(root)
     top = directories.pop("")
@@ -129,6 +131,7 @@ def list_images(root: Path, reading: Reading = _DEFAULT) -> FolderListing:
         (label_of_folder[path.rpartition("/")[0]] for path in paths), np.int64, len(paths)
     )
     left_out = collections.Counter(top.left_out)
+    left_out["hidden"] += len(top.images)  # in no class; those that are not hidden are refused
     for directory in directories.values():
         left_out.update(directory.left_out)
     return FolderListing(
@@ -136,7 +139,7 @@ def list_images(root: Path, reading: Reading = _DEFAULT) -> FolderListing:
         labels=labels,
         classes=tuple(classes),
         empty=tuple(ordered_names(empty, reading.class_order)),
-        left_out=dict(left_out),
+        left_out=dict(+left_out),
         root_entries=_root_entries(top.subdirectories, top.images),
         directory_mtime_ns={path: directory.mtime_ns for path, directory in directories.items()},
     )
@@ -161,6 +164,7 @@ class _Directory:
     chain: frozenset[tuple[int, int]]  # device and inode of it and of the directories around it
     subdirectories: list[str]
     images: list[str]
+    hidden: list[str]  # folders
     left_out: dict[str, int]
 
 
@@ -196,29 +200,33 @@ def _visit(path: Path, chain: frozenset[tuple[int, int]]) -> _Directory | None:
             time.sleep(_MTIME_TICK_S)
             status = path.stat()
         # The mtime is read first, so that what changes during the listing makes it differ later.
-        subdirectories, images, left_out = _list_directory(path)
+        entries = _list_directory(path)
     except OSError as error:
         raise UserError(f"cannot list {path}: {error.strerror}; make it readable") from error
     chain = chain | {(status.st_dev, status.st_ino)}
-    return _Directory(status.st_mtime_ns, chain, subdirectories, images, left_out)
+    return _Directory(status.st_mtime_ns, chain, *entries)
 
 
-def _list_directory(path: Path) -> tuple[list[str], list[str], dict[str, int]]:
-    """Names of the subdirectories and of the images in a directory, and what else it holds."""
-    subdirectories, images = [], []
+def _list_directory(path: Path) -> tuple[list[str], list[str], list[str], dict[str, int]]:
+    """Names of the subdirectories, of the images and of the hidden subdirectories in a directory,
+    and what else it holds."""
+    subdirectories, images, hidden = [], [], []
     left_out: collections.Counter[str] = collections.Counter()
     with os.scandir(path) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
-                if not entry.name.endswith(_OUR_SUFFIX):
+            name = entry.name
+            is_hidden = name.startswith(".")
+            if _is_directory(entry):
+                if not is_hidden:
+                    subdirectories.append(name)
+                elif not name.endswith(_OUR_SUFFIX):
+                    hidden.append(name)
                     left_out["hidden"] += 1
-            elif _is_directory(entry):
-                subdirectories.append(entry.name)
-            elif is_image_name(entry.name):
-                images.append(entry.name)
+            elif is_image_name(name):
+                images.append(name)
             else:
-                left_out[extension_of(entry.name) or "no extension"] += 1
-    return subdirectories, images, left_out
+                left_out["hidden" if is_hidden else extension_of(name) or "no extension"] += 1
+    return subdirectories, images, hidden, left_out
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
@@ -229,7 +237,11 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 
 
 def _root_entries(subdirectories: list[str], images: list[str]) -> list[str]:
-    return sorted([*subdirectories, *images])
+    return sorted([*subdirectories, *_visible(images)])
+
+
+def _visible(names: list[str]) -> list[str]:
+    return [name for name in names if not name.startswith(".")]
 
 
 def _last_name(path: str) -> str:
@@ -257,8 +269,9 @@ def _warn_of_merged_folders(root: Path, folders: list[str]) -> None:
 
 def _check_layout(root: Path, top: _Directory, directories: Mapping[str, _Directory]) -> None:
     layout = f"expected class folders: {root}/CLASS/IMAGE.jpg"
-    if top.images:
-        raise UserError(f"{len(top.images)} images lie directly in {root}; {layout}")
+    outside = len(_visible(top.images))
+    if outside:
+        raise UserError(f"{outside} images lie directly in {root}; {layout}")
     if not top.subdirectories:
         raise UserError(f"{root} has no class folders; {layout}")
     if not any(directory.images for directory in directories.values()):
@@ -266,14 +279,16 @@ def _check_layout(root: Path, top: _Directory, directories: Mapping[str, _Direct
             f"no images in the folders of {root}, by the extensions that Pillow reads (.jpg, .png, "
             f"...); {layout}"
         )
-    for name in sorted(os.listdir(root)):  # noqa: PTH208 -- names as in the listing
-        # ImageFolder takes it for a class, and the number of every later class would differ.
-        hidden = name.startswith(".") and not name.endswith(_OUR_SUFFIX)
-        if hidden and (root / name).is_dir() and _holds_images(root / name):
-            raise UserError(
-                f"the hidden folder {name} in {root} holds images, and ImageFolder takes it for a "
-                "class: move it elsewhere, or give it a name without the dot"
-            )
+    for path, directory in {"": top, **directories}.items():
+        # ImageFolder takes it for a class, or its images for those of the class around it: the
+        # number of every later class, or image, would differ.
+        for name in sorted(directory.hidden):
+            if _holds_images(root / path / name):
+                raise UserError(
+                    f"the hidden folder {shown(name)} in {root / path} holds images, which "
+                    "ImageFolder takes for some of the dataset: move it elsewhere, or give it a "
+                    "name without the dot"
+                )
 
 
 def _holds_images(path: Path) -> bool:
@@ -292,9 +307,15 @@ def _holds_images(path: Path) -> bool:
 def _check_level(root: Path, folders: Sequence[str], reading: Reading) -> None:
     """Refuse folders from whose names the class does not follow."""
     nested = [path for path in folders if "/" in path]
+    tops = ordered_names({_first_name(path) for path in folders}, "plain")
+    leaves = ordered_names({_last_name(path) for path in folders}, "plain")
+    if reading.class_level == "leaf" and len(leaves) == 1 < len(tops) and reading.classes is None:
+        raise UserError(
+            f"all images of {shown(str(root), 80)} lie in folders named {leaves[0]}: set "
+            f"class_level (data.class_level, --class-level) to top for {len(tops)} classes "
+            f"({some(tops, 2)}), or declare it with data.classes or classes={leaves}"
+        )
     if nested and reading.class_level is None:
-        tops = ordered_names({_first_name(path) for path in folders}, "plain")
-        leaves = ordered_names({_last_name(path) for path in folders}, "plain")
         ways = [
             f"{level} for {len(names)} classes ({some(names, 2)})"
             for level, names in (("top", tops), ("leaf", leaves))
@@ -304,9 +325,8 @@ def _check_level(root: Path, folders: Sequence[str], reading: Reading) -> None:
             f"images of {shown(str(root), 80)} lie in nested folders, such as {shown(nested[0])}: "
             f"set class_level (data.class_level, --class-level) to {', or to '.join(ways)}"
         )
-    classes = {_first_name(path) for path in folders}
-    if len(classes) == 1 and reading.classes is None and classes <= _NO_CLASSES:
-        (name,) = classes
+    if len(tops) == 1 and reading.classes is None and tops[0] in _NO_CLASSES:
+        (name,) = tops
         raise UserError(
             f"all images of {root} lie in {name}/, which looks like no class: give a list with "
             f"PATH, a tab and LABEL in each line, or declare it with data.classes or "

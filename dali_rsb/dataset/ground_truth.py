@@ -23,7 +23,7 @@ from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.dataset.label_texts import labels_of_texts, short
 from dali_rsb.errors import UserError
 from dali_rsb.system.files import read_text
-from dali_rsb.system.names import with_end
+from dali_rsb.system.names import printable
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def open_labelled(folder: Path, labels: Path) -> DatasetIndex:
     names = flat_images(folder)
     if not names:
         raise UserError(
-            f"no images lie directly in {with_end(folder, 120)}: --labels is for a flat folder"
+            f"no images lie directly in {printable(folder, 120)}: --labels is for a flat folder"
         )
     lines = read_text(labels, _FORMAT).splitlines()
     numbers = [line.strip() for line in lines]
@@ -77,8 +77,8 @@ def open_labelled(folder: Path, labels: Path) -> DatasetIndex:
     without = [name for name, text in zip(names, texts, strict=True) if text is None]
     if without:
         raise UserError(
-            f"{len(without)} of {len(names)} images in {with_end(folder, 80)} have no class in "
-            f"{with_end(labels, 80)}, the first is {shown(without[0])}: add or remove them"
+            f"{len(without)} of {len(names)} images in {printable(folder, 80)} have no class in "
+            f"{printable(labels, 80)}, the first is {shown(without[0])}: add or remove them"
         )
     known = [text for text in texts if text is not None]
     classes, values = labels_of_texts(known, str(labels), "plain")
@@ -102,11 +102,11 @@ def _of_table(path: Path, lines: Sequence[str], names: Sequence[str]) -> list[st
     for image, text in rows:
         label = text.split()[0] if takes_first_word and text.split() else text
         if not image or not label:
-            raise UserError(f"{with_end(path, 80)} has a line without file or class: {_FORMAT}")
+            raise UserError(f"{printable(path, 80)} has a line without file or class: {_FORMAT}")
         name = image.rpartition("/")[2]
         if class_of.setdefault(name, label) != label:
             raise UserError(
-                f"{with_end(path, 120)} gives {shown(name)} two classes, "
+                f"{printable(path, 120)} gives {shown(name)} two classes, "
                 f"{some([class_of[name], label])}: leave one"
             )
     stems = [name.rpartition(".")[0] for name in names]
@@ -117,7 +117,7 @@ def _of_table(path: Path, lines: Sequence[str], names: Sequence[str]) -> list[st
 def _columns(path: Path, lines: Sequence[str]) -> list[tuple[str, str]]:
     """The first two columns of a table, by tabs, commas or spaces, as its first line has them."""
     if not lines:
-        raise UserError(f"{with_end(path, 100)} is empty: {_FORMAT}")
+        raise UserError(f"{printable(path, 100)} is empty: {_FORMAT}")
     rows: list[list[str]]
     if "\t" in lines[0]:
         rows = [line.split("\t") for line in lines]
@@ -125,12 +125,12 @@ def _columns(path: Path, lines: Sequence[str]) -> list[tuple[str, str]]:
         try:
             rows = list(csv.reader(lines))
         except csv.Error as error:
-            raise UserError(f"{with_end(path, 80)} is no CSV file ({error}): {_FORMAT}") from error
+            raise UserError(f"{printable(path, 80)} is no CSV file ({error}): {_FORMAT}") from error
     else:
         rows = [line.split(maxsplit=1) for line in lines]
     for line, row in zip(lines, rows, strict=False):
         if len(row) < 2:
-            raise UserError(f"{with_end(path, 80)} has a line {short(line)!r}: {_FORMAT}")
+            raise UserError(f"{printable(path, 80)} has a line {short(line)!r}: {_FORMAT}")
     return [(row[0].strip(), row[1].strip()) for row in rows]
 
 
@@ -148,7 +148,7 @@ def _of_devkit(path: Path, numbers: Sequence[str], names: Sequence[str]) -> list
     wrong = [i for i, number in enumerate(numbers) if int(number) not in synset_of]
     if wrong:
         raise UserError(
-            f"line {wrong[0] + 1} of {with_end(path, 80)} is {short(numbers[wrong[0]])}, which "
+            f"line {wrong[0] + 1} of {printable(path, 80)} is {short(numbers[wrong[0]])}, which "
             "meta.mat beside it has no synset for: take both from one devkit"
         )
     texts: list[str | None] = []
@@ -156,7 +156,7 @@ def _of_devkit(path: Path, numbers: Sequence[str], names: Sequence[str]) -> list
         number = validation_number(name)
         if number is None:
             raise UserError(
-                f"{with_end(path, 60)} numbers the images, and {shown(name)} has no number: name "
+                f"{printable(path, 60)} numbers the images, and {shown(name)} has no number: name "
                 "the files as in ImageNet's archive (ILSVRC2012_val_00000001.JPEG), or give lines "
                 "with FILE and CLASS"
             )
@@ -171,14 +171,14 @@ def _devkit_synsets(path: Path) -> dict[int, str]:
     """The synsets of the devkit's class numbers, the leaves of its tree alone."""
     if not path.is_file():
         raise UserError(
-            f"{with_end(path, 80)} does not exist: the devkit's ground truth has class numbers of "
+            f"{printable(path, 80)} does not exist: the devkit's ground truth has class numbers of "
             "its own; put the devkit's meta.mat beside it, or give lines with FILE and SYNSET"
         )
     try:
         from scipy.io import loadmat
     except ImportError as error:
         raise UserError(
-            f"reading {with_end(path, 80)} needs scipy; run: pip install scipy, or give lines with "
+            f"reading {printable(path, 80)} needs scipy; run: pip install scipy, or give lines with "
             "FILE and SYNSET"
         ) from error
     try:
@@ -191,7 +191,7 @@ def _devkit_synsets(path: Path) -> dict[int, str]:
     # scipy reports a damaged or foreign file by several exception types.
     except Exception as error:
         raise UserError(
-            f"{with_end(path, 80)} is no meta.mat of ImageNet's devkit: take it from "
+            f"{printable(path, 80)} is no meta.mat of ImageNet's devkit: take it from "
             "ILSVRC2012_devkit_t12.tar.gz"
         ) from error
 

@@ -54,6 +54,7 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PLAIN_FRAMES = frozenset([0xC0, 0xC1, 0xC2])  # sequential and progressive, with Huffman codes
 _WITHOUT_LENGTH = frozenset([0x01, *range(0xD0, 0xD9)])
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_END_BYTES = bytes([0xFF, _END_OF_IMAGE])
 
 # Length of a segment and, of a frame, precision, height, width and number of components.
 _SEGMENT = struct.Struct(">HBHHB")
@@ -85,7 +86,7 @@ def read_stamped_header(path: bytes | str) -> tuple[int, int, ImageFormat, int, 
     try:
         status = os.fstat(descriptor)
         stamp = (status.st_mtime_ns, status.st_size)
-        size = _jpeg_size(lambda length, start: os.pread(descriptor, length, start))
+        size = _jpeg_size(lambda n, start: os.pread(descriptor, n, start), status.st_size)
     except OSError:
         return 0, 0, ImageFormat.UNREADABLE, *NO_STAMP
     finally:
@@ -103,7 +104,7 @@ def read_stamped_header(path: bytes | str) -> tuple[int, int, ImageFormat, int, 
 
 def read_header_of_bytes(encoded: npt.NDArray[np.uint8]) -> tuple[int, int, ImageFormat]:
     """`read_header` of an encoded image in memory, uint8 [num_bytes]."""
-    size = _jpeg_size(lambda length, start: encoded[start : start + length].tobytes())
+    size = _jpeg_size(lambda n, start: encoded[start : start + n].tobytes(), len(encoded))
     if size == _CUT_SHORT:
         return 0, 0, ImageFormat.UNREADABLE
     if size is None:
@@ -111,14 +112,16 @@ def read_header_of_bytes(encoded: npt.NDArray[np.uint8]) -> tuple[int, int, Imag
     return *size, ImageFormat.JPEG
 
 
-def _jpeg_size(read: Callable[[int, int], bytes]) -> tuple[int, int] | None:
+def _jpeg_size(read: Callable[[int, int], bytes], num_bytes: int) -> tuple[int, int] | None:
     """Width and height from the start-of-frame segment of a JPEG that is in order.
 
-    In order are one frame of 8 bits in one or three components, and complete segments up to the
-    start of scan. `_CUT_SHORT` for a file that ends before, None for all others.
+    In order are one frame of 8 bits in one or three components, complete segments up to the start
+    of scan, and an end of the image. `_CUT_SHORT` for a file that ends before the scan, None for
+    all others.
 
     Args:
         read: gives up to so many bytes from a position on.
+        num_bytes: of the file.
     """
     buffer, start = read(_READ_BYTES, 0), 0
     size = None
@@ -147,8 +150,12 @@ def _jpeg_size(read: Callable[[int, int], bytes]) -> tuple[int, int] | None:
                 # Coded data follow: of a scan without any DALI makes pixels, Pillow refuses it.
                 if buffer[end : end + 1] == b"\xff" and buffer[end + 1 : end + 2] != b"\0":
                     return None
-                is_complete = end <= len(buffer) or len(read(length, position + 2)) == length
-                return size if is_complete else _CUT_SHORT
+                if end > len(buffer) and len(read(length, position + 2)) < length:
+                    return _CUT_SHORT
+                # Without an end the data are cut short: DALI makes pixels of windows before the
+                # cut, Pillow refuses it. The end's two bytes never stand inside of coded data.
+                tail = max(start + end, num_bytes - _READ_BYTES)
+                return size if _END_BYTES in read(_READ_BYTES, tail) else None
             if marker in _START_OF_FRAME:
                 is_plain = marker in _PLAIN_FRAMES and precision == 8 and components in (1, 3)
                 if not is_plain or not width or not height or size is not None:

@@ -19,13 +19,12 @@ from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.dataset.opening import open_index
 from dali_rsb.dataset.ordering import ClassOrder, path_order
 from dali_rsb.dataset.reading import Reading
-from dali_rsb.dataset.storage import UNREADABLE
+from dali_rsb.dataset.storage import stored_unreadable
+from dali_rsb.dataset.store import Stamp
 from dali_rsb.errors import UserError
-from dali_rsb.system.files import read_bytes, read_text
+from dali_rsb.system.files import read_text
 
 logger = logging.getLogger(__name__)
-
-_DEFAULT = Reading()
 
 _DEFAULT = Reading()
 
@@ -102,8 +101,7 @@ def with_unreadable(images: ImageList, class_order: ClassOrder) -> ImageList:
     index = images.index
     if index.store.kind != "folder" or index.place is None:
         return images
-    listed = read_bytes(index.place / UNREADABLE, "delete the index").split(b"\n")
-    unreadable = [os.fsdecode(key) for key in listed if key]
+    unreadable = list(stored_unreadable(index.place))
     if not unreadable:
         return images
     paths = [*map(os.fsdecode, index.store.keys.all()), *unreadable]
@@ -170,15 +168,7 @@ def _labelled(
     if np.array_equal(changed[rows], labels):
         return ImageList(replace(index, labels=changed, classes=classes), rows)
     # One file has several labels: a row for each sample.
-    selected = replace(
-        index,
-        store=index.store.select(rows),
-        labels=labels,
-        classes=classes,
-        widths=index.widths[rows],
-        heights=index.heights[rows],
-        formats=index.formats[rows],
-    )
+    selected = replace(index.select(rows), labels=labels, classes=classes)
     return ImageList(selected, np.arange(len(rows)))
 
 
@@ -202,17 +192,14 @@ def without(
     """
     if isinstance(exclude, (str, os.PathLike)):
         exclude = read_names(Path(exclude))
-    rows, unknown = excluded_rows(images.index, exclude)
-    if unknown:
+    excluded = find_excluded(images.index, exclude)
+    if excluded.unknown:
         logger.warning(
-            "%d of %d files to exclude are not in %s",
-            len(unknown),
-            len(unknown) + len(rows),
-            images.index.origin,
+            "%d files to exclude are not in %s", len(excluded.unknown), images.index.origin
         )
-    if not len(rows):
+    if not len(excluded.rows):
         return images
-    kept = images.rows[~np.isin(images.rows, rows)]
+    kept = images.rows[~np.isin(images.rows, excluded.rows)]
     if not len(kept):
         raise UserError(f"exclude leaves no image of {images.index.origin}")
     return ImageList(images.index, kept)
@@ -230,10 +217,24 @@ def read_names(path: Path) -> list[str]:
     return [name for line in text.split("\n") if (name := line.removesuffix("\r")).strip()]
 
 
-def excluded_rows(
-    index: DatasetIndex, names: Iterable[str | os.PathLike[str]]
-) -> tuple[npt.NDArray[np.int64], set[bytes]]:
-    """The rows of the images that are to be left out, and the names that are none of an index's.
+@dataclass(frozen=True)
+class Excluded:
+    """What some names that are to be left out are in a dataset.
+
+    Attributes:
+        rows: int64 [n], of images of the index.
+        unreadable: stamps of the files that the index leaves out anyhow, as they cannot be read,
+            by name relative to the index's root.
+        unknown: what is neither.
+    """
+
+    rows: npt.NDArray[np.int64]
+    unreadable: dict[str, Stamp]
+    unknown: set[bytes]
+
+
+def find_excluded(index: DatasetIndex, names: Iterable[str | os.PathLike[str]]) -> Excluded:
+    """Look for images that are to be left out.
 
     Args:
         names: paths, absolute or relative to the index's root, or SHARD:PATH.
@@ -244,12 +245,18 @@ def excluded_rows(
         os.fsencode(os.path.relpath(root / path, root)) for path in names if str(path).strip()
     }
     if not excluded:
-        return np.zeros(0, np.int64), set()
+        return Excluded(np.zeros(0, np.int64), {}, set())
     row_of = rows_by_path(index)
     if not excluded <= row_of.keys():
         row_of |= _rows_by_name(index)
     rows = [row_of[name] for name in excluded if name in row_of]
-    return np.array(sorted(rows), np.int64), excluded - row_of.keys()
+    others = excluded - row_of.keys()
+    unreadable: dict[str, Stamp] = {}
+    if others and index.place is not None:
+        stored = stored_unreadable(index.place)
+        unreadable = {key: stamp for key, stamp in stored.items() if os.fsencode(key) in others}
+    unknown = others.difference(map(os.fsencode, unreadable))
+    return Excluded(np.array(sorted(rows), np.int64), unreadable, unknown)
 
 
 def _rows_of_paths(

@@ -55,6 +55,11 @@ def labels_of_texts(
     return tuple(classes), np.array([values[text] for text in texts], np.int64)
 
 
+def is_class_number(text: str) -> bool:
+    """Whether a label in a list is a class number, and not a name."""
+    return _INTEGER.fullmatch(text) is not None
+
+
 def _refuse_fractions(distinct: set[str], where: str) -> None:
     """Numbers such as 3.0 would be names, in another order than that of the numbers."""
     fractions = sorted(text for text in distinct if not _PADDED.fullmatch(text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,18 @@ import numpy.typing as npt
 
 from dali_rsb.dataset.file_store import FileStore, changed_since_unreadable
 from dali_rsb.dataset.image_names import is_image_name
-from dali_rsb.dataset.label_texts import labels_of_texts, short
+from dali_rsb.dataset.label_texts import is_class_number, labels_of_texts, short
 from dali_rsb.dataset.ordering import below_common_folder, path_order
 from dali_rsb.dataset.reading import Reading
 from dali_rsb.dataset.store import Contents, DatasetKind, ImageStore, Keys, Stamp, file_stamp
 from dali_rsb.errors import UserError
 from dali_rsb.system.files import read_text
+from dali_rsb.system.names import printable
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = "a list of images has PATH, a tab and LABEL in each line"
+_MAX_PATH = 80  # characters of the list's path in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +92,8 @@ def read_list(path: Path, reading: Reading) -> ImageListing:
     listed twice counts twice. A first line that names the columns is left out.
 
     Raises:
-        UserError: the list cannot be read, holds no or another kind of line, or labels that are no
-            class numbers.
+        UserError: the list cannot be read, holds no or another kind of line, labels that are no
+            class numbers, or an image under two of them.
     """
     stamp = file_stamp(path)  # before reading: what changes meanwhile makes it differ later
     # Names of files may be of any bytes.
@@ -102,16 +105,27 @@ def read_list(path: Path, reading: Reading) -> ImageListing:
         image, _, label = line.rpartition("\t")
         image, label = image.removeprefix("./"), label.strip()
         if not image or not label:
-            raise UserError(f"line {number} of {path} is {short(line)!r}; {_FORMAT}")
+            raise UserError(_other_kind_of_line(number, line, path))
+        if "\t" in image and not (path.parent / image).is_file():
+            raise UserError(
+                f"line {number} of {_shown(path)} has three columns, {short(line)!r}; {_FORMAT}: "
+                "cut -f1,2 LIST > OTHER keeps the first two"
+            )
         paths.append(image)
         texts.append(label)
     if not paths:
         raise UserError(f"{path} is empty; {_FORMAT}")
+    if is_image_name(texts[-1]) and not is_image_name(paths[-1]):
+        raise UserError(
+            f"{_shown(path)} has labels before the paths, such as {short(paths[-1])!r}; {_FORMAT}: "
+            "awk -F'\\t' '{print $2 FS $1}' LIST > OTHER turns them round"
+        )
     left_out = {}
-    if _is_header(path.parent, paths, texts):
+    if _is_header(path, paths, texts):
         logger.info("line 1 of %s is taken for the columns' names", path)
         del paths[0], texts[0]
         left_out = {"a header line": 1}
+    _check_labels_agree(path, paths, texts)
     classes, labels = labels_of_texts(texts, str(path), reading.class_order)
     root, relative = _relative_paths(path.parent, paths)
     order = path_order(below_common_folder(relative), reading.class_order)
@@ -119,11 +133,51 @@ def read_list(path: Path, reading: Reading) -> ImageListing:
     return ImageListing(root, relative, labels[order], classes, stamp, left_out)
 
 
-def _is_header(folder: Path, paths: list[str], labels: list[str]) -> bool:
-    """Whether the first line names the columns: no file, no image by name, a label of its own."""
-    if len(paths) < 2 or labels[0] in labels[1:] or is_image_name(paths[0]):
+def _shown(path: Path) -> str:
+    return printable(path, _MAX_PATH)
+
+
+def _other_kind_of_line(number: int, line: str, path: Path) -> str:
+    """What is wrong with a line that has no tab, or nothing on one side of it."""
+    text = f"line {number} of {_shown(path)} is {short(line)!r}; {_FORMAT}"
+    if "\t" not in line and re.search(r"\S[ ,]\S", line):
+        # The last space or comma of each line becomes a tab.
+        text += "; make one: sed -i 's/[ ,]\\([^ ,]*\\)$/\\t\\1/' LIST"
+    return text
+
+
+def _is_header(path: Path, paths: list[str], labels: list[str]) -> bool:
+    """Whether the first line names the columns: it is no file, and its label is of its own kind.
+
+    Raises:
+        UserError: it may as well be an image that is not there.
+    """
+    first, others = labels[0], labels[1:]
+    if not others or first in others or (path.parent / paths[0]).is_file():
         return False
-    return not (folder / paths[0]).exists()
+    if all(map(is_class_number, others)):
+        return not is_class_number(first)
+    if is_image_name(paths[0]):
+        return False  # which is missing
+    if is_image_name(paths[1]):
+        return True
+    raise UserError(
+        f"line 1 of {_shown(path)} names no file, {short(paths[0])!r}: remove the line if it names "
+        "the columns, else restore the file"
+    )
+
+
+def _check_labels_agree(path: Path, paths: list[str], labels: list[str]) -> None:
+    """Refuse an image that is listed under several labels."""
+    label_of = dict(zip(paths, labels, strict=True))
+    if len(label_of) == len(paths):
+        return
+    for image, label in zip(paths, labels, strict=True):
+        if label_of[image] != label:
+            raise UserError(
+                f"{_shown(path)} lists {short(image)!r} under the labels {short(label)!r} and "
+                f"{short(label_of[image])!r}: keep one of the lines"
+            )
 
 
 def common_root(paths: Sequence[str]) -> Path:

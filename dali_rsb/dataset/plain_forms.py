@@ -22,7 +22,9 @@ _PNG_CHUNKS = frozenset(
 _PNG_ONCE = (b"IHDR", b"PLTE", b"tRNS")
 _PNG_MAX_BITS = 8  # of a sample; Pillow clips or drops what is beyond, DALI scales
 
-_WEBP_ANIMATION, _WEBP_FLAGS = 0x02, 20  # a flag, and where in the file it stands
+# What may stand before the pixels of a WebP. With an `ANIM` it is an animated one. Nothing may be
+# behind: where the pixels' data are damaged, DALI reads on into EXIF data, and Pillow does not.
+_WEBP_CHUNKS, _WEBP_PIXELS = (b"VP8X", b"ICCP", b"ALPH"), (b"VP8 ", b"VP8L")
 
 # Windows 3, 4 and 5. BI_RGB, and BI_BITFIELDS where Pillow knows the masks as one of the modes.
 _BMP_HEADER_BYTES, _BMP_COMPRESSIONS = (40, 108, 124), (0, 3)
@@ -96,10 +98,18 @@ def _is_plain_png(image: ImageFile.ImageFile) -> bool:
 
 
 def _is_plain_webp(image: ImageFile.ImageFile) -> bool:
-    head = _read(image, 0, _WEBP_FLAGS + 1)
-    is_animated = head[12:16] == b"VP8X" and head[_WEBP_FLAGS] & _WEBP_ANIMATION
-    is_whole = int.from_bytes(head[4:8], "little") + 8 == _num_bytes(image)
-    return is_whole and not is_animated
+    num_bytes = _num_bytes(image)
+    is_whole = int.from_bytes(_read(image, 4, 4), "little") + 8 == num_bytes
+    position = 12
+    while is_whole:
+        chunk = _read(image, position, 8)
+        name, length = chunk[:4], int.from_bytes(chunk[4:], "little")
+        position += 8 + length + length % 2
+        if name in _WEBP_PIXELS:
+            return position == num_bytes
+        if name not in _WEBP_CHUNKS:
+            return False
+    return False
 
 
 def _is_plain_bmp(image: ImageFile.ImageFile) -> bool:

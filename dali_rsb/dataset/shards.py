@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from dali_rsb.dataset.classes import checked_names
 from dali_rsb.dataset.image_header import ImageFormat, read_header_of_bytes
 from dali_rsb.dataset.label_texts import labels_of_texts
 from dali_rsb.dataset.natural_order import natural_sorted
@@ -305,10 +306,15 @@ def _named(classes: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     if not listing.exists():
         return classes
     fix = "give it the name of class i in line i, in UTF-8, or remove it"
-    names = tuple(read_text(listing, fix).splitlines())
-    if classes == tuple(map(str, range(len(classes)))) and len(classes) <= len(names):
-        return names
-    return classes
+    if classes != tuple(map(str, range(len(classes)))):
+        return classes
+    names = checked_names(read_text(listing, fix).rstrip("\r\n").splitlines(), str(listing))
+    if len(classes) > len(names):
+        raise UserError(
+            f"{listing} names {len(names)} classes, but the shards have labels up to "
+            f"{len(classes) - 1}: complete or remove it"
+        )
+    return names
 
 
 def _stamps(choice: ShardChoice) -> dict[str, Stamp]:

@@ -21,12 +21,12 @@ from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.dataset.kinds import kind_of, kind_of_stored
 from dali_rsb.dataset.reading import Reading
 from dali_rsb.dataset.shard_choice import is_choice
-from dali_rsb.dataset.store import Fingerprint, Keys
-from dali_rsb.errors import UserError
+from dali_rsb.dataset.store import Fingerprint, Keys, Stamp
+from dali_rsb.errors import UserError, one_line
 from dali_rsb.system.atomic import atomic_directory
 from dali_rsb.system.files import MissingFileError, UnreadableFileError, read_json
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6  # 6: of JPEGs the end is looked for, of WebPs what follows the pixels
 USER_CACHE = Path("~/.cache/dali_rsb")
 
 SUFFIX = ".dali_rsb_index"
@@ -118,8 +118,21 @@ def write_index(
         for name, array in arrays.items():
             np.save(directory / f"{name}.npy", array)
         (directory / META).write_text(json.dumps(meta), encoding="utf-8")
-        names = b"".join(os.fsencode(key) + b"\n" for key in unreadable)
+        # For people and their tools: one in each line. `stored_unreadable` has them as they are.
+        lines = [one_line(key) if {"\n", "\r"} & set(key) else key for key in unreadable]
+        names = b"".join(os.fsencode(line) + b"\n" for line in lines)
         (directory / UNREADABLE).write_bytes(names)
+
+
+def stored_unreadable(place: Path) -> dict[str, Stamp]:
+    """The images that a stored index leaves out, as they cannot be read: their stamps by key.
+
+    Raises:
+        UserError: the index is gone, or damaged.
+    """
+    meta = read_json(place / META, "delete the index")
+    unreadable: dict[str, Stamp] = meta.get("fingerprint", {}).get("unreadable", {})
+    return unreadable
 
 
 def load(place: Path, root: Path, reading: Reading) -> tuple[DatasetIndex | None, str | None]:

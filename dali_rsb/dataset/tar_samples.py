@@ -17,11 +17,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dali_rsb.dataset.image_names import extension_of, is_image_name
+from dali_rsb.dataset.label_texts import short
 from dali_rsb.errors import UserError
 
 _MAX_LABEL_BYTES = 1000  # of a .cls file: a class number or name
 _MAX_JSON_BYTES = 10_000_000
-_GZIP = b"\x1f\x8b"
+# First bytes of compressed files, the suffix of such files, and what unpacks them.
+_COMPRESSIONS = (
+    (b"\x1f\x8b", "gz", "gunzip"),
+    (b"BZh", "bz2", "bunzip2"),
+    (b"\xfd7zXZ", "xz", "unxz"),
+    (b"\x28\xb5\x2f\xfd", "zst", "unzstd --rm"),
+)
+_BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -64,16 +72,12 @@ def list_samples(path: Path, label_key: str | None) -> TarListing:
         label_key: key of the label in .json members, which then take the place of .cls.
 
     Raises:
-        UserError: it is no uncompressed tar file, an image has no label, a label cannot be read, or
-            two members stand for the same part of a sample.
+        UserError: it is no uncompressed tar file, or is not whole, an image has no label, a label
+            cannot be read, or two members stand for the same part of a sample.
     """
     try:
         with path.open("rb") as file:
-            if file.read(2) == _GZIP:
-                raise UserError(
-                    f"{path.name} is compressed by gzip; unpack it: cd {path.parent} && "
-                    f"mv {path.name} {path.name}.gz && gunzip {path.name}.gz"
-                )
+            _check_not_compressed(path, file.read(8))
             file.seek(0)
 
             def read(offset: int, size: int) -> bytes:
@@ -81,12 +85,48 @@ def list_samples(path: Path, label_key: str | None) -> TarListing:
 
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 members = _collect(tar, path, label_key, read)
+                _check_end(path, tar.offset, read)
             return _pair(members, path, label_key, read)
     # Numbers and chains of headers in a damaged file end in a ValueError or RecursionError.
     except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} cannot be read as an uncompressed tar file ({error}); restore or remove it"
         ) from error
+
+
+def _check_not_compressed(path: Path, head: bytes) -> None:
+    for magic, suffix, program in _COMPRESSIONS:
+        if head.startswith(magic):
+            name = f"{path.name}.{suffix}"
+            raise UserError(
+                f"{path.name} is compressed ({suffix}); unpack it: cd {path.parent} && "
+                f"mv {path.name} {name} && {program} {name}"
+            )
+
+
+def _check_end(path: Path, end: int, read: Callable[[int, int], bytes]) -> None:
+    """Refuse a file whose members end without the zeros of a tar file's end, or with more behind.
+
+    Python's reader takes a damaged header, or a file that is cut short, for the end.
+
+    Args:
+        end: where it has stopped, in bytes.
+    """
+    position, part = end, read(end, _BLOCK_BYTES)
+    if len(part) == _BLOCK_BYTES and not any(part):
+        while part and not any(part):
+            position += len(part)
+            part = read(position, 1 << 20)
+        if not part:
+            return
+        raise UserError(
+            f"{path} holds more behind its end at byte {end}, such as a second tar file: split it, "
+            "or write the shard again"
+        )
+    raise UserError(
+        f"{path} is {'damaged' if part else 'cut short'} at byte {end}, and what follows cannot be "
+        "read: restore or remove it"
+    )
 
 
 def _collect(
@@ -96,6 +136,8 @@ def _collect(
     label_suffix = ".cls" if label_key is None else ".json"
     for member in tar:
         name = member.name.rpartition("/")[2]
+        if member.islnk() or member.issym():
+            found.texts["links"] += 1
         if not member.isreg():
             continue
         suffix = extension_of(name)
@@ -185,10 +227,15 @@ def _json_keys(data: bytes) -> str:
     """The keys that may be a label's, for a message."""
     try:
         content = json.loads(data)
-        keys = [key for key, value in content.items() if isinstance(value, (int, str))]
+        keys = [key for key, value in content.items() if _is_label(value)]
     except (ValueError, AttributeError, RecursionError):
         keys = []
-    return " or ".join(keys[:3]) or "KEY"
+    return " or ".join(key if len(key) <= 30 else key[:27] + "..." for key in keys[:3]) or "KEY"
+
+
+def _is_label(value: object) -> bool:
+    """Whether a value of a JSON file may be a label: a whole number or a text."""
+    return isinstance(value, (int, str)) and not isinstance(value, bool)
 
 
 def _label(
@@ -216,12 +263,16 @@ def _json_label(data: bytes, name: str, path: Path, label_key: str) -> str:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name} in {path} is no JSON: write the shard again") from error
-    value = content.get(label_key) if isinstance(content, dict) else None
-    is_label = isinstance(value, (int, str)) and not isinstance(value, bool)
-    label = str(value).strip() if is_label else ""
+    if not isinstance(content, dict) or label_key not in content:
+        raise UserError(
+            f"{name} in {path} has no {label_key!r}: set data.label_key or "
+            f"label_key={_json_keys(data)}"
+        )
+    value = content[label_key]
+    label = str(value).strip() if _is_label(value) else ""
     if not label or len(label) > _MAX_LABEL_BYTES or not label.isprintable():
         raise UserError(
-            f"{name} in {path} has no class number or name as {label_key!r}: set data.label_key or "
-            f"label_key={_json_keys(data)}"
+            f"{name} in {path} has {short(json.dumps(value))} as {label_key!r}, no class number or "
+            "name: write whole numbers or names, or set another data.label_key or label_key"
         )
     return label

@@ -104,9 +104,16 @@ def _read_folder(dataset: Any) -> Listing:
     labels = _labels([label for _, label in dataset.samples], where)
     classes = tuple(map(str, dataset.classes))
     labels, classes = _transformed(labels, classes, dataset.target_transform, where)
-    return Listing(
-        [os.fspath(path) for path, _ in dataset.samples], labels, classes, os.fspath(dataset.root)
+    paths, root = [os.fspath(path) for path, _ in dataset.samples], os.fspath(dataset.root)
+    # Its classes may be without images, and its folders nested; the top one names the class.
+    depth = root.rstrip("/").count("/") + 2  # of ROOT/CLASS/IMAGE
+    is_nested = any(path.count("/") > depth for path in paths)
+    reading = replace(
+        _IMAGE_FOLDER,
+        class_level="top" if is_nested else None,
+        classes=tuple(map(str, dataset.classes)),
     )
+    return Listing(paths, labels, classes, root, reading)
 
 
 def _read_timm(dataset: Any) -> Listing:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dali_rsb.errors import UserError
 from dali_rsb.system.files import read_json
-from dali_rsb.system.names import with_end
+from dali_rsb.system.names import printable
 
 NUM_CLASSES = 1000
 
@@ -56,5 +56,5 @@ def read_real(path: Path) -> list[list[int]]:
         for entry in entries
     )
     if not good or not entries:
-        raise UserError(f"{with_end(path, 120)} holds something else: {_REAL}")
+        raise UserError(f"{printable(path, 120)} holds something else: {_REAL}")
     return entries

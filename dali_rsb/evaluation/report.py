@@ -15,7 +15,7 @@ from dali_rsb.errors import UserError
 from dali_rsb.evaluation.metrics import ClassResult, Metrics
 from dali_rsb.evaluation.sets import EvaluationSet
 from dali_rsb.system.atomic import atomic_file
-from dali_rsb.system.names import with_end
+from dali_rsb.system.names import printable
 
 COLUMNS = 80
 
@@ -51,7 +51,7 @@ class Subject:
     @property
     def name(self) -> str:
         """What messages call the weights."""
-        return with_end(self.file or self.source, 60)
+        return printable(self.file or self.source, 60)
 
     @property
     def line(self) -> str:

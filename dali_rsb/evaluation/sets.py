@@ -21,7 +21,7 @@ from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.errors import UserError
 from dali_rsb.evaluation import imagenet
 from dali_rsb.evaluation.predictions import Choice
-from dali_rsb.system.names import with_end
+from dali_rsb.system.names import printable
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def _refusal(
 ) -> str:
     """Why a set with images of unknown classes is refused: the first of them, and its fix."""
     name = unknown[0]
-    what = f"class {shown(name)} of {with_end(index.origin, 70)} is not among {whose}"
+    what = f"class {shown(name)} of {printable(index.origin, 70)} is not among {whose}"
     alike = [other for other in classes if other.casefold() == name.casefold()]
     if alike:
         what += f", {shown(alike[0])} is: names differ by case"
@@ -174,7 +174,7 @@ def open_set(
         return EvaluationSet(name, opened(path))
     if needs_labels:
         raise UserError(
-            f"images lie directly in {with_end(path, 100)}, so that no folder names their "
+            f"images lie directly in {printable(path, 100)}, so that no folder names their "
             "classes: give a file that does by --labels FILE (in a suite: beside the folder, with "
             "its name and .txt or .csv)"
         )
@@ -204,7 +204,7 @@ def with_real(images: EvaluationSet, real: Sequence[Sequence[int]]) -> Evaluatio
         entries.append(real[number - 1])
     if not any(entries):
         raise UserError(
-            f"ReaL has no label for any image of {with_end(images.name, 100)}: leave --real out"
+            f"ReaL has no label for any image of {printable(images.name, 100)}: leave --real out"
         )
     return replace(images, real=entries)
 
@@ -225,7 +225,7 @@ def find_sets(
     """
     fix = "give --suite a folder whose subfolders are sets"
     if not folder.is_dir():
-        raise UserError(f"{with_end(folder, 200)} is no folder: {fix}")
+        raise UserError(f"{printable(folder, 200)} is no folder: {fix}")
     sets = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.is_dir():
@@ -243,5 +243,5 @@ def find_sets(
             open_set(path.name, path, opened)  # says what is missing
         sets.append(found)
     if not sets:
-        raise UserError(f"{with_end(folder, 200)} has no subfolders with images: {fix}")
+        raise UserError(f"{printable(folder, 200)} has no subfolders with images: {fix}")
     return sets

@@ -22,6 +22,7 @@ from dali_rsb.dataset.image_header import ImageFormat
 from dali_rsb.errors import UserError
 from dali_rsb.loader.conversion import Conversions
 from dali_rsb.loader.executor import is_failure_of_device
+from dali_rsb.system.names import printable
 from pipelines.decoding import decode_check_pipeline
 
 logger = logging.getLogger(__name__)
@@ -129,20 +130,21 @@ class BadImages:
                 self._replace(image)
 
     def _replace(self, image: int) -> None:
-        complaint = f"{self._index.name(image)} {self._complaint(image)}"
+        complaint = self._complaint(image)
+        # The log takes a name of any length, the one line of an error does not.
+        name, short = printable(self._index.name(image)), printable(self._index.name(image), 130)
         if self._policy == "raise":
-            raise UserError(f"{complaint}; {self._fix(image)}")
+            raise UserError(f"{short} {complaint}; {self._fix(image)}")
         good = self._next_good(image)
         for replaced, by in self.replacements.items():
             if by == image:
                 self.replacements[replaced] = good
         self.replacements[image] = good
-        logger.warning("%s; %s stands in", complaint, self._index.name(good))
+        logger.warning("%s %s; %s stands in", name, complaint, printable(self._index.name(good)))
         if len(self.replacements) > self._max_count:
             raise UserError(
-                f"{len(self.replacements)} images of {self._index.origin} are bad, the last one "
-                f"{complaint}; {self._fix(image)}, or raise max_bad_fraction (in a "
-                "configuration: data.max_bad_fraction)"
+                f"{len(self.replacements)} images are bad, the last one {short} {complaint}; "
+                f"{self._fix(image)}, or raise max_bad_fraction (data.max_bad_fraction)"
             )
 
     def _complaint(self, image: int) -> str:
@@ -165,7 +167,10 @@ class BadImages:
             candidate = (image + step) % len(self._index)
             if candidate not in self.replacements and self._is_good(candidate):
                 return candidate
-        raise UserError(f"no image of {self._index.origin} can be decoded")
+        raise UserError(
+            f"no image of {printable(self._index.origin, 200)} can be decoded; give another folder "
+            "or list"
+        )
 
     def _is_good(self, image: int) -> bool:
         alone = np.array([image])

@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from dali_rsb.run.console import OneLineFormatter
 from dali_rsb.run.records import EpochRow, UpdateRow
 
 logger = logging.getLogger("dali_rsb")
 
 
+@contextmanager
+def early_messages() -> Iterator[None]:
+    """Keep what the package says before there is a run folder, such as which images are left out.
+
+    The first `RunLog` that is made in the meantime takes it over.
+    """
+    early = _EarlyMessages()
+    logger.addHandler(early)
+    try:
+        yield
+    finally:
+        logger.removeHandler(early)
+
+
 class RunLog:
     """Keeps all messages of the package in train.log, and shows the progress of an epoch.
 
-    On other ranks than the first it is silent.
+    Those of `early_messages` stand first. On other ranks than the first it is silent.
 
     Args:
         folder: run folder, which exists; None on other ranks.
@@ -30,14 +46,12 @@ class RunLog:
         self._file: logging.FileHandler | None = None
         if folder is not None:
             self._file = _LogFile(folder / "train.log", encoding="utf-8", errors="backslashreplace")
-            self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            self._file.setFormatter(OneLineFormatter("%(asctime)s %(levelname)s %(message)s"))
             logger.setLevel(logging.INFO)
             logger.addHandler(self._file)
-
-    def keep(self, warnings: Sequence[str]) -> None:
-        """Write lines to the file alone: those that were said before it was open."""
-        for text in warnings if self._file is not None else ():
-            self._to_file(logging.WARNING, text)
+        for handler in list(logger.handlers):
+            if isinstance(handler, _EarlyMessages):
+                handler.hand_over(self._file)
 
     def start_epoch(self, epoch: int, num_epochs: int, first_update: int, num_updates: int) -> None:
         """Open the progress bar of an epoch, where stderr is a terminal."""
@@ -114,6 +128,23 @@ class RunLog:
         if self._file is not None:
             logger.removeHandler(self._file)
             self._file.close()
+
+
+class _EarlyMessages(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append(record)
+
+    def hand_over(self, log_file: logging.Handler | None) -> None:
+        """Give a handler, if there is one, all of them; it takes by itself what comes from now."""
+        logger.removeHandler(self)
+        if log_file is not None:
+            for record in self._records:
+                log_file.handle(record)
+        self._records.clear()
 
 
 class _LogFile(logging.FileHandler):

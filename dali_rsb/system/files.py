@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dali_rsb.errors import UserError
+from dali_rsb.system.names import printable
 
 Content = TypeVar("Content")
 
@@ -33,7 +34,7 @@ class UnreadableFileError(UserError):
     """
 
     def __init__(self, path: Path, reason: str, fix: str) -> None:
-        super().__init__(f"{_shown(path)} {reason}: {fix}")
+        super().__init__(f"{printable(path, _MAX_PATH)} {reason}: {fix}")
         self.path, self.reason, self.fix = path, reason, fix
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -136,13 +137,6 @@ def read_parsed(
 def read_json(path: Path, fix: str) -> Any:
     """The content of a JSON file; raises as `read_parsed`."""
     return read_parsed(path, json.loads, "JSON", fix)
-
-
-def _shown(path: Path) -> str:
-    text = str(path)
-    if not text.isprintable():  # a line break among others: a message is one line
-        text = repr(text)
-    return text if len(text) <= _MAX_PATH else "..." + text[3 - _MAX_PATH :]
 
 
 def _one_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from dali_rsb import config as cfg
 from dali_rsb.dataset import DatasetIndex, Reading, open_index
 from dali_rsb.dataset.classes import with_classes
 from dali_rsb.dataset.digits import write_digits
-from dali_rsb.dataset.image_list import excluded_rows, read_names
+from dali_rsb.dataset.image_list import find_excluded, read_names
 from dali_rsb.dataset.opening import open_as_found
 from dali_rsb.dataset.overlap import check_files_apart, check_paths_apart
 from dali_rsb.dataset.splitting import split_index
@@ -139,8 +139,9 @@ def _without_excluded(data: cfg.Data, *indices: DatasetIndex) -> list[DatasetInd
     names = read_names(data.exclude)
     kept, num_found = [], 0
     for index in indices:
-        rows, _ = excluded_rows(index, names)
-        num_found += len(rows)
+        excluded = find_excluded(index, names)
+        rows = excluded.rows
+        num_found += len(rows) + len(excluded.unreadable)
         left = np.setdiff1d(np.arange(len(index)), rows)
         if not len(left):
             raise UserError(f"data.exclude={data.exclude} leaves no image of {index.origin}")

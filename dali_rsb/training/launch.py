@@ -10,6 +10,7 @@ from dali_rsb import config as cfg
 from dali_rsb.config.arguments import ConfigParser
 from dali_rsb.run.console import console_messages
 from dali_rsb.run.folder import RunFolders
+from dali_rsb.run.log import early_messages
 from dali_rsb.run.processes import Processes, processes
 from dali_rsb.run.signals import Stopped, stop_requests
 from dali_rsb.training.trainer import Trainer
@@ -50,6 +51,7 @@ def carry_out(
             stop_requests(at_once=True),
             processes(config.run.device, config.run.timeout) as this_process,
             console_messages(this_process.is_first),
+            early_messages(),
         ):
             # Rank 0 alone looks: nodes may see a shared folder at different times.
             found = folders.find_resume(resume) if this_process.is_first else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,12 @@ class Progress:
         is_epoch_open: the last update of an epoch is done, its evaluation and row are not.
         meter: the meter's `state_dict`, None for an epoch's first update.
         partial_sums: the meters' `partial_sums` of all processes.
-        changes: of the recipe since the checkpoint, one line each.
     """
 
     best_top1: float = 0.0
     is_epoch_open: bool = False
     meter: Mapping[str, Any] | None = None
     partial_sums: Sequence[Tensor] = ()
-    changes: Sequence[str] = field(default=())
 
 
 def run_state(
@@ -156,20 +154,17 @@ def restore_run(
     ranks = state.get("ranks", ())
     if len(ranks) == processes.world_size:
         step.load_norm_statistics(ranks[processes.rank]["norm_statistics"])
-    changes = []
     of_sections = [(section, key) for section in RECIPE_SECTIONS for key in config[section]]
     for section, key in [*of_sections, *_RECIPE_KEYS]:
         value = config[section][key]
         before = saved.get(section, {}).get(key, defaults[section][key])
         if before != value:
             logger.warning("resuming with %s.%s=%s, was %s", section, key, value, before)
-            changes.append(f"resuming with {section}.{key}={value}, was {before}")
     return Progress(
         float(state["best_top1"]),
         bool(state.get("is_epoch_open", False)),
         state.get("meter"),
         [rank["partial_sums"] for rank in ranks],
-        changes,
     )
 
 

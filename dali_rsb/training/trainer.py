@@ -137,7 +137,6 @@ class Trainer:
             logger.info("resuming at epoch %d, update %d", epoch + 1, update + 1)
             # The rate of the last update, which is in a checkpoint written before the next one.
             self.schedule.step(self.step.updates_done - 1)
-        self._log.keep(self._progress.changes)
         self._trackers = start_trackers(self._run_info(folder))
         self._meter = Meter(self.processes, self.samples.layout.global_batch)
         if self._progress.meter is not None:

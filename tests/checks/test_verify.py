@@ -128,3 +128,70 @@ def test_three_datasets_are_refused(monkeypatch, folder):
     monkeypatch.setattr("sys.argv", ["verify", *[str(folder[0])] * 3])
     with pytest.raises(UserError, match="one or two datasets"):
         verify.main()
+
+
+def test_files_that_cannot_be_read_are_on_the_list_and_gone_with_it(
+    folder, tmp_path, capsys, monkeypatch, caplog
+):
+    root, add = folder
+    add("a/page.jpg", b"<html>")
+    add("b/\udcff.jpg", b"<html>")
+    add("b/same as 0.jpg", encode(0))
+    output = tmp_path / "exclude.txt"
+    assert run(capsys, monkeypatch, root, "--output", output)[0] == 1
+    code, text = run(capsys, monkeypatch, root, "--exclude", output)
+    assert code == 0, text
+    assert "5 of 9 entries; 4 left out (4 by --exclude)" in text
+    caplog.clear()
+    assert len(DaliLoader(root, 1, device="cpu", num_threads=1, exclude=output).dataset) == 5
+    assert "to exclude are not in" not in caplog.text
+
+
+def test_a_list_that_is_written_again_keeps_what_it_held(folder, tmp_path, capsys, monkeypatch):
+    root, add = folder
+    output = tmp_path / "exclude.txt"
+    expected = set()
+    for number in range(3):  # one more thing is wrong each time
+        add(f"b/cut {number}.png", encode(7, "PNG")[:200])
+        expected.add(f"{root}/b/cut {number}.png")
+        arguments = [root, "--output", output, *(["--exclude", output] if number else [])]
+        assert run(capsys, monkeypatch, *arguments)[0] == 1
+        assert set(output.read_text().splitlines()) == expected
+
+
+def test_names_that_no_list_can_hold_are_said(folder, tmp_path, capsys, monkeypatch):
+    root, add = folder
+    add("a/line\nbreak.png", encode(7, "PNG")[:200])
+    add("a/cut.png", encode(8, "PNG")[:200])
+    output = tmp_path / "exclude.txt"
+    code, text = run(capsys, monkeypatch, root, "--output", output)
+    assert code == 1
+    assert output.read_text() == f"{root}/a/cut.png\n"
+    assert "1 images are listed" in text
+    assert "1 images have names with line breaks" in text
+
+
+def test_a_pack_accounts_for_its_own_entries(folder, tmp_path, capsys, monkeypatch):
+    root, add = folder
+    add("a/page.jpg", b"<html>")
+    pack(open_index(root), tmp_path / "pack", PackOptions())
+    code, text = run(capsys, monkeypatch, tmp_path / "pack")
+    assert code == 0, text
+    assert "6 of 6 entries" in text
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
+def test_damaged_data_that_dali_decodes_are_found(folder, tmp_path, capsys, monkeypatch, place):
+    root, add = folder
+    data = encode(9)
+    at = data.index(b"\xff\xda") + int(place * (len(data) - data.index(b"\xff\xda")))
+    damaged = data[:at] + b"\xff\x53" + data[at + 2 :]  # a marker that no image holds
+    with pytest.raises(OSError, match="broken data stream"):
+        Image.open(io.BytesIO(damaged)).load()
+    add("a/damaged.jpg", damaged)
+    output = tmp_path / "exclude.txt"
+    code, text = run(capsys, monkeypatch, root, "--output", output)
+    assert code == 1
+    assert "problem: 1 images of" in text
+    assert output.read_text() == f"{root}/a/damaged.jpg\n"
+    assert run(capsys, monkeypatch, root, "--exclude", output)[0] == 0

@@ -133,11 +133,14 @@ def test_same_class_name_in_two_folders_is_one_class_with_a_warning(tmp_path, ca
     assert "train/cat and val/cat" in caplog.text
 
 
-def test_hidden_files_are_skipped_and_extensions_ignore_case(tmp_path):
-    names = ["a/1.JPG", "a/2.Tif", "a/.3.jpg", ".cache/4.npy", "a/.git/5.jpg", "a/6.npy"]
-    assert relative_paths(open_index(write_tree(tmp_path / "data", names))) == [
+def test_hidden_files_are_images_like_others_and_extensions_ignore_case(tmp_path):
+    names = ["a/1.JPG", "a/2.Tif", "a/.3.jpg", ".cache/4.npy", "a/.git/5.npy", "a/6.npy", ".7.jpg"]
+    root = write_tree(tmp_path / "data", names)
+    assert open_index(root).left_out == {"hidden": 3, ".npy": 1}
+    assert relative_paths(open_index(root)) == [
         "a/1.JPG",
         "a/2.Tif",
+        "a/.3.jpg",
     ]
 
 
@@ -288,7 +291,7 @@ def test_jpeg_with_segments_and_fill_bytes_equals_pillow(
     data = data[:2] + filling + data[2:]
     path = tmp_path_factory.getbasetemp() / "segments.jpg"
     path.write_bytes(data)
-    size = image_header._jpeg_size(lambda length, start: data[start : start + length])
+    size = image_header._jpeg_size(lambda n, start: data[start : start + n], len(data))
     assert size == (width, height)
     assert read_header(path) == (width, height, ImageFormat.JPEG)
     assert read_header_of_bytes(np.frombuffer(data, np.uint8)) == read_header(path)
@@ -347,10 +350,37 @@ def test_jpeg_cut_short(tmp_path):
     path = tmp_path / "1.jpg"
     for length in range(len(data)):
         path.write_bytes(data[:length])
-        expected = (31, 17, ImageFormat.JPEG)
+        # DALI would decode windows before the cut; Pillow says whether it takes such a file.
+        expected = (31, 17, ImageFormat.OTHER)
         if length < end_of_header:
             expected = (0, 0, ImageFormat.UNREADABLE)
         assert read_header(path) == expected
+        assert read_header_of_bytes(np.frombuffer(data[:length], np.uint8)) == expected
+
+
+@pytest.mark.parametrize("size", [(31, 17), (300, 200)])  # of less and of more than one read
+@pytest.mark.parametrize("trailer", [0, 1, 2000, 4094])
+def test_bytes_behind_a_jpeg_are_no_cut(tmp_path, size, trailer):
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG")
+    data = buffer.getvalue()
+    path = tmp_path / "1.jpg"
+    path.write_bytes(data + bytes(trailer))
+    assert read_header(path) == (*size, ImageFormat.JPEG)
+    path.write_bytes(data[:-2] + bytes(trailer))
+    assert read_header(path) == (*size, ImageFormat.OTHER)
+    # The end of a preview in the header is not that of the image.
+    path.write_bytes(_with_preview(data)[:-2])
+    assert read_header(path) == (*size, ImageFormat.OTHER)
+    path.write_bytes(_with_preview(data))
+    assert read_header(path) == (*size, ImageFormat.JPEG)
+
+
+def _with_preview(data):
+    """The JPEG with a whole one in a segment before its frame."""
+    preview = encode(16, 16)
+    return data[:2] + b"\xff\xe2" + (2 + len(preview)).to_bytes(2, "big") + preview + data[2:]
 
 
 @given(
@@ -440,7 +470,7 @@ def test_class_keeps_its_label_when_all_its_files_are_unreadable(small):
         (["1.jpg", "2.jpg", "a/3.jpg"], "2 images lie directly in"),
         (["a/notes.txt", "b/c/x.npy"], "no images"),
         (
-            ["a/1.jpg", "e10/x.txt", "e2/x.txt", "f/y/x.txt", "g/.hidden.jpg"],
+            ["a/1.jpg", "e10/x.txt", "e2/x.txt", "f/y/x.txt", "g/.hidden.txt"],
             "4 class folders without images in .*: e2, e10, g, ...; ",
         ),
     ],

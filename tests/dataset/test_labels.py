@@ -2,8 +2,11 @@
 
 import io
 import json
+import re
+import shutil
 import subprocess
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,10 +204,30 @@ def test_a_checkpoints_validation_is_by_name(tmp_path):
         open_validation(config.data, classes, "the classes of best.pt")
 
 
+@pytest.mark.parametrize("leaf", ["images", "x", "n00"])
+@pytest.mark.parametrize("count", [2, 11])
+def test_one_class_below_several_folders_is_refused_whatever_the_level(tmp_path, leaf, count):
+    root = tree(tmp_path / "train", {f"n{i}/{leaf}": 1 for i in range(count)})
+    for level in (None, "leaf"):
+        with pytest.raises(UserError) as caught:
+            open_index(root, reading=Reading(class_level=level))
+        advice = re.search(rf"class_level .*to (\w+) for {count} classes", str(caught.value))
+        index = open_index(root, reading=Reading(class_level=advice[1]))
+        assert index.classes == tuple(sorted(f"n{i}" for i in range(count)))
+        found = {index.path(i).parts[-3]: index.labels[i] for i in range(count)}
+        assert found == {name: label for label, name in enumerate(index.classes)}
+    assert "or declare it with" in str(caught.value)
+    declared = Reading.of(class_level="leaf", classes=[leaf])
+    assert open_index(root, reading=declared).classes == (leaf,)
+
+
 # Overlap
 
 
-@pytest.mark.parametrize("case", ["same", "link", "parent", "child", "linked class", "lists"])
+@pytest.mark.parametrize(
+    "case",
+    ["same", "link", "parent", "child", "linked class", "lists", "linked file", "hard link"],
+)
 def test_sets_that_share_files_are_refused(tmp_path, case):
     train = tree(tmp_path / "train", {"a": 2, "b": 2})
     val = tmp_path / "val"
@@ -218,19 +241,28 @@ def test_sets_that_share_files_are_refused(tmp_path, case):
     elif case == "linked class":
         tree(val, {"a": 1})
         (val / "b").symlink_to(train / "b")
+    elif case in ("linked file", "hard link"):
+        tree(val, {"a": 1, "b": 1})
+        link = Path.symlink_to if case == "linked file" else Path.hardlink_to
+        link(val / "b" / "other name.jpg", train / "a" / "0.jpg")
     else:
         train, val = tmp_path / "train.txt", tmp_path / "val.txt"
         train.write_text("train/a/0.jpg\ta\ntrain/b/0.jpg\tb\n")
         val.write_text("train/b/0.jpg\tb\ntrain/a/1.jpg\ta\n")
-    with pytest.raises(UserError, match=r"(same folder|holds|share)[ ,].*data\.allow_overlap=true"):
+    with pytest.raises(
+        UserError, match=r"(same folder|holds|share|links)[ ,].*data\.allow_overlap=true"
+    ):
         datasets(2, train=train, val=val)
-    if case in ("same", "lists", "linked class"):
+    if case in ("same", "lists", "linked class", "linked file", "hard link"):
         assert datasets(2, train=train, val=val, allow_overlap=True).train.num_classes == 2
 
 
 def test_sets_apart_are_not_refused(tmp_path):
     train = tree(tmp_path / "train", {"a": 2, "b": 2})
     assert len(datasets(2, train=train, val=tree(tmp_path / "val", {"a": 2, "b": 2})).val) == 4
+    # Copies that keep their time are files of their own, of equal bytes: those are for `verify`.
+    shutil.copytree(train, tmp_path / "copy")
+    assert len(datasets(2, train=train, val=tmp_path / "copy").val) == 4
 
 
 def test_excluded_images_are_left_out(tmp_path):
@@ -250,7 +282,7 @@ def test_excluded_images_are_left_out(tmp_path):
 
 def test_what_is_left_out_is_counted_by_reason(tmp_path, caplog):
     root = tree(tmp_path / "data", {"a": 2, "b": 1})
-    for name in ("x.jfif", "x.jpe", "without_extension", ".hidden.jpg", "notes.txt"):
+    for name in ("x.jfif", "x.jpe", "without_extension", ".hidden.txt", "notes.txt"):
         (root / "a" / name).write_bytes(JPEG)
     (root / "b" / "bad.jpg").write_bytes(b"<html>")
     (root / "b" / "gone.jpg").symlink_to("nowhere")
@@ -333,7 +365,7 @@ def test_labels_in_json(tmp_path):
         open_index(tmp_path / "s")
     assert open_index(tmp_path / "s", reading=Reading(label_key="label")).labels.tolist() == [3, 0]
     assert open_index(tmp_path / "s", reading=Reading(label_key="text")).classes == ("cat", "dog")
-    with pytest.raises(UserError, match="no class number or name as 'no'"):
+    with pytest.raises(UserError, match=r"has no 'no': set data\.label_key"):
         open_index(tmp_path / "s", reading=Reading(label_key="no"))
 
 

@@ -33,6 +33,7 @@ from torchvision import datasets
 from torchvision import transforms as T
 
 from dali_rsb import DaliLoader, UserError
+from dali_rsb.dataset import image_list
 from dali_rsb.dropin.foreign import read_dataset
 
 SIZE = 16
@@ -404,3 +405,22 @@ def test_indices_count_files_that_cannot_be_read(tmp_path, broken):
             assert loader.dataset.filename(i) == folder.samples[stand_in][0]
             assert loader.dataset.targets[i] == folder.targets[stand_in]
     assert len(DaliLoader(root, 2, **OPTIONS).dataset) == len(good)
+
+
+@pytest.mark.parametrize(
+    "counts", [{"a": 2, "b": 1}, {"a": 2, "b/x": 1, "b/y": 2}, {"a/deep/er": 1, "b": 2}]
+)
+@pytest.mark.parametrize("empty", [False, True])
+def test_an_image_folder_object_uses_the_stored_index_of_its_folder(
+    tmp_path, monkeypatch, counts, empty
+):
+    root = _tree(tmp_path / "t", counts)
+    if empty:
+        (root / "aa").mkdir()
+    folder = datasets.ImageFolder(str(root), T.ToTensor(), allow_empty=empty)
+    monkeypatch.setattr(image_list, "index_samples", None)  # which reads all headers each time
+    for dataset in (folder, Subset(folder, [2, 0]), ConcatDataset([folder, folder])):
+        loader = DaliLoader(dataset, 2, **OPTIONS)
+        assert loader.dataset.classes == tuple(folder.classes)
+        assert loader.dataset.index.place is not None
+        _assert_like_torch(dataset)

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
 from benchmarks.mutations import mutated
 from benchmarks.pillow_pixels import GOOD, verdicts
@@ -44,6 +44,7 @@ def _plain(seed):
         "progressive.jpg": _encoded(rgb, "JPEG", progressive=True),
         "grey.jpg": _encoded(grey, "JPEG"),
         "restart.jpg": _encoded(rgb, "JPEG", restart_marker_blocks=2),
+        "trailer.jpg": _encoded(rgb, "JPEG") + bytes(2000),
         "rgb.png": _encoded(rgb, "PNG"),
         "rgba.png": _encoded(rgba, "PNG"),
         "grey.png": _encoded(grey, "PNG"),
@@ -51,6 +52,8 @@ def _plain(seed):
         "bit.png": _encoded(rgb.convert("1"), "PNG"),
         "lossy.webp": _encoded(rgb, "WEBP"),
         "lossless.webp": _encoded(rgba, "WEBP", lossless=True),
+        "lossy with alpha.webp": _encoded(rgba, "WEBP"),
+        "profile.webp": _encoded(rgb, "WEBP", icc_profile=b"profile"),
         "rgb.bmp": _encoded(rgb, "BMP"),
         "rgba.bmp": _encoded(rgba, "BMP"),
         "rgb.tif": _encoded(rgb, "TIFF"),
@@ -69,6 +72,7 @@ def _not_plain(seed):
     return {
         "cmyk.jpg": _encoded(rgb.convert("CMYK"), "JPEG"),
         "a scan without data.jpg": _with_segment_again(_encoded(rgb, "JPEG"), b"\xff\xda"),
+        "long trailer.jpg": _encoded(rgb, "JPEG") + bytes(5000),
         "several.jpg": b"\xff\xd8\xff\xfe\0\4ab\0\0" + _encoded(rgb, "JPEG")[2:],
         "two frames.png": _encoded(rgb, "PNG", save_all=True, append_images=[other]),
         "picture and frames.png": _encoded(
@@ -79,6 +83,8 @@ def _not_plain(seed):
         "two headers.png": png[:33] + png[8:33] + png[33:],
         "frames.webp": _encoded(rgb, "WEBP", save_all=True, append_images=[other]),
         "with bytes behind.webp": _encoded(rgb, "WEBP") + b"12",
+        "exif.webp": _encoded(rgb, "WEBP", exif=_exif()),
+        "xmp.webp": _encoded(rgb.convert("RGBA"), "WEBP", xmp=b"<x/>"),
         "palette.bmp": _encoded(rgb.quantize(50), "BMP"),
         "lzw.tif": _encoded(rgb, "TIFF", compression="tiff_lzw"),
         "jpeg.tif": _encoded(rgb, "TIFF", compression="jpeg"),
@@ -88,6 +94,12 @@ def _not_plain(seed):
         "deep.pgm": _encoded(deep, "PPM"),
         "levels.ppm": b"P6 %d %d 100\n" % rgb.size + (np.asarray(rgb) // 3).tobytes(),
     }
+
+
+def _exif():
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "a picture"
+    return exif.tobytes()
 
 
 def _with_segment_again(jpeg, marker):

@@ -63,12 +63,14 @@ def class_of(scans: Sequence[Scan], place: Place) -> str:
 def to_exclude(scans: Sequence[Scan], duplicates: Duplicates) -> list[Place]:
     """The images without which the datasets are sound, in their order.
 
-    That is what nothing decodes; of equal bytes under several classes all, as nobody knows which
-    label is right; of equal bytes in both sets those of the first, so that the second one measures
-    on the same images as before.
+    That is what nothing decodes, or what is damaged; of equal bytes under several classes all, as
+    nobody knows which label is right; of equal bytes in both sets those of the first, so that the
+    second one measures on the same images as before.
     """
     places = {
-        Place(number, row) for number, scanned in enumerate(scans) for row in scanned.undecodable
+        Place(number, row)
+        for number, scanned in enumerate(scans)
+        for row in [*scanned.undecodable, *scanned.damaged]
     }
     for group in duplicates.across_classes:
         places.update(group)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from dali_rsb.checks.dataset.findings import Duplicates, Place, class_of
-from dali_rsb.checks.dataset.scan import Scan
+from dali_rsb.checks.dataset.scan import Outcome, Scan
 from dali_rsb.dataset.counting import LOST, describe_left_out
-from dali_rsb.dataset.storage import UNREADABLE
-from dali_rsb.errors import UserError
+from dali_rsb.dataset.storage import UNREADABLE, stored_unreadable
+from dali_rsb.errors import UserError, one_line
 from dali_rsb.system.atomic import atomic_file
 
 _MAX_SHOWN = 10
@@ -26,13 +27,14 @@ def describe_scan(scanned: Scan) -> list[str]:
     counts = np.bincount(index.labels, minlength=index.num_classes)
     smallest, largest = int(counts.argmin()), int(counts.argmax())
     empty = [name for name, count in zip(index.classes, counts, strict=True) if not count]
-    by_outcome = {name: scanned.outcomes.count(name) for name in ("DALI", "Pillow", "undecodable")}
+    decoded = {name: scanned.outcomes.count(name) for name in get_args(Outcome)}
+    by_dali = decoded["DALI"] + decoded["damaged"]
     lines = [
         str(index.origin),
         f"  used         {len(index):,} of {len(index) + left_out:,} entries; "
         f"{left_out:,} left out{reasons}",
-        f"  decoded      {by_outcome['DALI']:,} by DALI, {by_outcome['Pillow']:,} by Pillow; "
-        f"{by_outcome['undecodable']:,} by neither: training puts another image in their place",
+        f"  decoded      {by_dali:,} by DALI, {decoded['Pillow']:,} by Pillow; "
+        f"{decoded['undecodable']:,} by neither: training puts another image in their place",
         f"  classes      {index.num_classes:,}, of {counts.min():,} ({index.classes[smallest]}) to "
         f"{counts.max():,} images ({index.classes[largest]})",
     ]
@@ -42,7 +44,7 @@ def describe_scan(scanned: Scan) -> list[str]:
     order = np.argsort(pixels, kind="stable")
     sizes = [f"{index.widths[i]}x{index.heights[i]}" for i in order[[0, len(order) // 2, -1]]]
     lines.append(f"  sizes        {sizes[0]} smallest, {sizes[1]} median, {sizes[2]} largest")
-    return [printable(line) for line in lines]
+    return [one_line(line) for line in lines]
 
 
 def describe_problems(scans: Sequence[Scan], duplicates: Duplicates) -> list[str]:
@@ -51,6 +53,9 @@ def describe_problems(scans: Sequence[Scan], duplicates: Duplicates) -> list[str
     for number, scanned in enumerate(scans):
         bad = [[Place(number, row)] for row in scanned.undecodable]
         problems += _groups(scans, bad, f"images of {scanned.index.origin} cannot be decoded")
+        damaged = [[Place(number, row)] for row in scanned.damaged]
+        what = f"images of {scanned.index.origin} are damaged: DALI decodes them, Pillow refuses"
+        problems += _groups(scans, damaged, what)
         place = scanned.index.place
         lost = {reason: n for reason, n in scanned.index.left_out.items() if reason in LOST}
         if lost:
@@ -60,7 +65,7 @@ def describe_problems(scans: Sequence[Scan], duplicates: Duplicates) -> list[str
             )
     problems += _groups(scans, duplicates.across_classes, "images stand under several classes")
     problems += _groups(scans, duplicates.across_sets, "images are in both sets")
-    return [printable(line) for line in problems]
+    return [one_line(line) for line in problems]
 
 
 def _groups(scans: Sequence[Scan], groups: Sequence[Sequence[Place]], what: str) -> list[str]:
@@ -77,7 +82,18 @@ def _groups(scans: Sequence[Scan], groups: Sequence[Sequence[Place]], what: str)
     return [*lines, f"  and {more:,} more"] if more > 0 else lines
 
 
-def write_exclude_list(path: Path, scans: Sequence[Scan], places: Sequence[Place]) -> int:
+def names_to_exclude(scans: Sequence[Scan], places: Sequence[Place]) -> list[str]:
+    """Names of some images, and of all that the indices leave out, as they cannot be read."""
+    names = [scans[place.dataset].index.name(place.row) for place in places]
+    for scanned in scans:
+        if scanned.index.place is not None and LOST & scanned.index.left_out.keys():
+            names += [
+                f"{scanned.index.root}/{key}" for key in stored_unreadable(scanned.index.place)
+            ]
+    return names
+
+
+def write_exclude_list(path: Path, names: Sequence[str]) -> int:
     """Write the names that `data.exclude` takes, one in each line; return how many.
 
     A name with a line break cannot stand in such a list and is left out of it.
@@ -85,17 +101,11 @@ def write_exclude_list(path: Path, scans: Sequence[Scan], places: Sequence[Place
     Raises:
         UserError: the file cannot be written.
     """
-    names = [os.fsencode(scans[place.dataset].index.name(place.row)) for place in places]
-    fit = [name for name in names if b"\n" not in name and b"\r" not in name]
+    encoded = map(os.fsencode, names)
+    fit = [name for name in encoded if b"\n" not in name and b"\r" not in name]
     try:
         with atomic_file(path) as file:
             file.write(b"".join(name + b"\n" for name in fit))
     except OSError as error:
         raise UserError(f"cannot write {path} ({error.strerror}): give another --output") from error
     return len(fit)
-
-
-def printable(line: str) -> str:
-    """A line that any terminal can print, whatever the names of files are made of."""
-    escaped = line.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in escaped)

@@ -14,12 +14,13 @@ from nvidia.dali import Pipeline
 from PIL import Image
 from tqdm import tqdm
 
-from dali_rsb.dataset import DatasetIndex
+from dali_rsb.dataset import DatasetIndex, ImageFormat
+from dali_rsb.dataset.image_header import open_with_pillow
 from dali_rsb.loader.conversion import Conversions
 from dali_rsb.system.cpus import available_cpus
 from pipelines.decoding import decode_check_pipeline
 
-Outcome: TypeAlias = Literal["DALI", "Pillow", "undecodable"]
+Outcome: TypeAlias = Literal["DALI", "Pillow", "damaged", "undecodable"]
 
 _IMAGES_PER_TASK = 16
 
@@ -30,8 +31,9 @@ class Scan:
 
     Attributes:
         index: the dataset.
-        outcomes: which decoder takes each image, or that none does, so that training would put
-            another one in its place.
+        outcomes: which decoder takes each image; "damaged" if DALI does and Pillow refuses it, so
+            that training would see its sound part; "undecodable" if none does, so that training
+            would put another one in its place.
         digests: of each image's bytes; empty where they cannot be read.
     """
 
@@ -42,7 +44,15 @@ class Scan:
     @property
     def undecodable(self) -> list[int]:
         """Rows of the images that nothing decodes."""
-        return [row for row, outcome in enumerate(self.outcomes) if outcome == "undecodable"]
+        return self._rows("undecodable")
+
+    @property
+    def damaged(self) -> list[int]:
+        """Rows of the images that DALI decodes though their data are damaged."""
+        return self._rows("damaged")
+
+    def _rows(self, outcome: Outcome) -> list[int]:
+        return [row for row, found in enumerate(self.outcomes) if found == outcome]
 
 
 def scan(index: DatasetIndex, num_workers: int | None = None, progress: bool = True) -> Scan:
@@ -109,4 +119,21 @@ class _Decoder:
         except RuntimeError:
             self._threads.pipeline = None  # DALI drops a pipeline that failed
             return "Pillow" if self._conversions.convert_rejected(row) else "undecodable"
-        return "Pillow" if is_copy else "DALI"
+        if is_copy:
+            return "Pillow"
+        return "damaged" if self._is_damaged(row) else "DALI"
+
+    def _is_damaged(self, row: int) -> bool:
+        """Whether Pillow refuses an image that DALI has decoded.
+
+        Of the forms that DALI gets, this is known of JPEGs alone: libjpeg forgives damaged data,
+        and Pillow reads on to the end of the file, DALI to the last row that it needs.
+        """
+        if self._index.formats[row] != ImageFormat.JPEG:
+            return False
+        try:
+            with self._index.open(row) as file:
+                open_with_pillow(file).load()
+        except Exception:  # Pillow's plugins raise nearly every type on damaged files
+            return True
+        return False

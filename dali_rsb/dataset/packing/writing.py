@@ -265,7 +265,9 @@ def _write_index(
         widths=by_name["width"].astype(np.int32),
         heights=by_name["height"].astype(np.int32),
         formats=by_name["format"].astype(np.uint8),
+        stamps=None,
         place=None,
+        left_out={},  # packing has said so; of a pack's own entries all are used
         store=store,
     )
     not_tiled: Counter[str] = Counter()
