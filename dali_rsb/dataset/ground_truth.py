@@ -178,8 +178,8 @@ def _devkit_synsets(path: Path) -> dict[int, str]:
         from scipy.io import loadmat
     except ImportError as error:
         raise UserError(
-            f"reading {printable(path, 80)} needs scipy; run: pip install scipy, or give lines with "
-            "FILE and SYNSET"
+            f"reading {printable(path, 80)} needs scipy; run: pip install scipy, or give lines "
+            "with FILE and SYNSET"
         ) from error
     try:
         synsets: Any = loadmat(str(path), squeeze_me=True, variable_names=["synsets"])["synsets"]
