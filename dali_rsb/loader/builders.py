@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,10 @@ from dali_rsb.loader.loader import Loader, Samples, device_id
 from dali_rsb.loader.settings import LoaderSettings
 from pipelines import EvalArguments, TrainArguments, eval_pipeline, train_pipeline
 from pipelines.types import IMAGENET_FILL
+
+# Errors alone. For each image that a decoder of the GPU hands to the CPU, nvImageCodec would warn
+# on several lines; `describe_decoding` says once that there may be some. Read with each pipeline.
+os.environ.setdefault("DALI_NVIMGCODEC_LOG_LEVEL", "1")
 
 
 def train_loader(

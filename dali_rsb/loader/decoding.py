@@ -84,9 +84,11 @@ def describe_decoding(
     else:
         text = {
             "host": "crop windows, by the CPUs",
-            "full": f"whole images, by the GPU; {load:.0%} for its JPEG engine, if it has one",
+            "full": f"whole images, by the GPU ({load:.0%} by its JPEG engine, if it has one)",
             "hybrid": f"{load:.0%} of the images whole, by the GPU; windows of others, by the CPUs",
             "roi": "crop windows, by the GPU",
         }[decode]
+    if settings.decoder == "gpu" or (decode == "hybrid" and not is_shared):
+        text += "; what the GPU does not take, as PNG or progressive JPEG, by the CPUs"
     why = "" if is_chosen else "; the default, Pillow's pixels: dali-rsb tune compares the others"
     return f"decoding (data.decode={decode}): {text}{why}"

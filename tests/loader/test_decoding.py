@@ -78,5 +78,7 @@ def test_the_log_says_how_and_why(decode, is_shared):
     assert default.startswith(chosen)
     assert f"data.decode={decode}" in chosen
     assert "dali-rsb tune" in default
-    assert ("CPUs" in chosen) == (decode in ("host", "hybrid"))
+    on_gpu = decode in ("full", "roi") or (decode == "hybrid" and not is_shared)
+    assert ("what the GPU does not take" in chosen) == on_gpu
+    assert ("by the GPU" in chosen.partition(";")[0]) == on_gpu
     assert describe_decoding(settings, True, is_shared, CPU) is None
