@@ -124,8 +124,9 @@ def test_imagenet_v2s_numbers_mean_the_sorted_synsets(monkeypatch, tmp_path, cap
     ],
 )
 def test_images_of_unknown_classes_are_refused(monkeypatch, tmp_path, classes, folders, message):
-    write_images(tmp_path, ["x.png"])  # a list may name it for every class
-    (tmp_path / "data").write_text("".join(f"x.png\t{name}\n" for name in folders))
+    write_images(tmp_path, [f"{number}.png" for number in range(len(folders))])
+    lines = [f"{number}.png\t{name}\n" for number, name in enumerate(folders)]
+    (tmp_path / "data").write_text("".join(lines))
     run = save_run(tmp_path / "run", classes)
     with pytest.raises(UserError, match=message) as caught:
         run_evaluate(monkeypatch, tmp_path, run, tmp_path / "data")
