@@ -74,6 +74,13 @@ class Checkpointer:
         return None if self._folder is None else last_checkpoint(self._folder)
 
     @property
+    def best(self) -> Path | None:
+        """The best checkpoint, None where there is none; waits until it is written."""
+        self.wait()
+        path = None if self._folder is None else self._folder / _BEST
+        return path if path is not None and path.is_file() else None
+
+    @property
     def is_due(self) -> bool:
         """Is it time for a checkpoint, by the clock or because the last one failed?"""
         if self._folder is None:

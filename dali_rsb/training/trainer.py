@@ -159,6 +159,8 @@ class Trainer:
                     self._finish_epoch()
             if not self._checkpointer.wait():
                 raise UserError(self._checkpointer.failure())
+            if best := self._checkpointer.best:
+                logger.info("best top-1 %.2f %%: %s", self._best_top1, best)
         finally:
             self._checkpointer.close()
             self._trackers.close()
