@@ -18,7 +18,7 @@ from dali_rsb.weights.state_dicts import (
     of_saved,
     read_safetensors,
 )
-from dali_rsb.weights.weights import Weights
+from dali_rsb.weights.weights import Weights, num_outputs
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -120,10 +120,33 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def of_state_dict(found: StateDict, source: str) -> Weights:
     """Weights of a single file with whatever it says of itself."""
-    if found.config:
-        return described(found.tensors, source, found.config, found.kind)
+    config = found.config or _of_timm_run(found)
+    if config:
+        return described(found.tensors, source, config, found.kind)
     name = found.architecture
     return Weights(found.tensors, source, name and architecture_name(name), kind=found.kind)
+
+
+def _of_timm_run(found: StateDict) -> dict[str, Any]:
+    """What timm's train.py and validate.py would take for the images; empty where it is unknown."""
+    if found.timm_arguments is None or found.architecture is None:
+        return {}
+    try:
+        import timm
+        from timm.data import resolve_data_config
+    except ImportError:
+        return {}
+    if not timm.is_model(found.architecture):
+        return {}
+    cfg = timm.get_pretrained_cfg(found.architecture)
+    resolved = resolve_data_config(
+        dict(found.timm_arguments), pretrained_cfg={} if cfg is None else cfg.to_dict()
+    )
+    return {
+        "architecture": found.architecture,
+        "num_classes": num_outputs(found.tensors),
+        "pretrained_cfg": resolved,
+    }
 
 
 def _loaded_by_timm(name: str, source: str, config: dict[str, Any] | None = None) -> Weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,12 +35,15 @@ class StateDict:
         kind: "EMA" where the file says so.
         architecture: timm's name, where the file says it.
         config: content of the config.json that a safetensors file carries; empty for others.
+        timm_arguments: those that timm's train.py ran with, by which it prepared its images; None
+            for other files.
     """
 
     tensors: dict[str, Tensor]
     kind: Literal["model", "EMA"] = "model"
     architecture: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    timm_arguments: Mapping[str, Any] | None = None
 
 
 def of_saved(saved: Any, path: Path, ema: bool) -> StateDict:
@@ -62,11 +66,13 @@ def of_saved(saved: Any, path: Path, ema: bool) -> StateDict:
             break
     else:
         raise UserError(f"{path} holds no model weights; give a checkpoint or a state dict")
-    architecture = saved.get("arch")  # as timm's train.py names it
+    # As timm's train.py saves them.
+    architecture, arguments = saved.get("arch"), saved.get("args")
     return StateDict(
         checked_finite(tensors, path),
         "EMA" if key in _EMA_KEYS else "model",
         architecture if isinstance(architecture, str) else None,
+        timm_arguments=vars(arguments) if isinstance(arguments, argparse.Namespace) else None,
     )
 
 

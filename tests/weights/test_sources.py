@@ -156,6 +156,20 @@ def test_a_checkpoint_of_timms_program_names_its_architecture(tmp_path):
     _assert_same(weights, model)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "test_resnet"])
+@pytest.mark.parametrize("given", [{}, {"mean": [0.1, 0.2, 0.3], "crop_pct": 0.9, "img_size": 96}])
+def test_a_checkpoint_of_timms_program_says_how_its_images_were_prepared(tmp_path, name, given):
+    """As timm's train.py and validate.py take it from the same arguments."""
+    model = _of_timm(name)
+    state = {"arch": name, "state_dict": model.state_dict(), "args": argparse.Namespace(**given)}
+    torch.save(state, tmp_path / "a.pth.tar")
+    got = open_weights(str(tmp_path / "a.pth.tar")).preprocessing
+    theirs = resolve_data_config(given, model.pretrained_cfg)
+    assert (got.mean, got.std) == (tuple(theirs["mean"]), tuple(theirs["std"]))
+    assert (got.size, got.crop_ratio) == (theirs["input_size"][1], theirs["crop_pct"])
+    assert got.interpolation == theirs["interpolation"]
+
+
 @pytest.mark.parametrize("safe", ["both", False])
 @pytest.mark.parametrize("name", ["resnet18", "test_vit"])
 def test_a_folder_of_timm_brings_names_and_preprocessing(tmp_path, name, safe):
