@@ -19,10 +19,6 @@ from dali_rsb.loader.settings import LoaderSettings
 from pipelines import EvalArguments, TrainArguments, eval_pipeline, train_pipeline
 from pipelines.types import IMAGENET_FILL
 
-# Errors alone. For each image that a decoder of the GPU hands to the CPU, nvImageCodec would warn
-# on several lines; `describe_decoding` says once that there may be some. Read with each pipeline.
-os.environ.setdefault("DALI_NVIMGCODEC_LOG_LEVEL", "1")
-
 
 def train_loader(
     samples: TrainSamples,
@@ -97,6 +93,10 @@ def _loader(
     fill: tuple[int, int, int] = IMAGENET_FILL,
 ) -> Loader:
     check_decode(settings.decode, device, nvimgcodec_version())
+    # Errors alone. For each image that a decoder of the GPU hands to the CPU, nvImageCodec would
+    # warn on several lines; `describe_decoding` says once that there may be some. Read with each
+    # pipeline.
+    os.environ.setdefault("DALI_NVIMGCODEC_LOG_LEVEL", "1")
     return Loader(
         samples,
         build,

@@ -241,7 +241,7 @@ def _begin(
         with processes.first_goes_ahead("reading the weights"):  # others find a download cached
             weights = open_weights(source)
     if weights.preprocessing is None:
-        return config, weights, [f"{source} does not say how its images were made ready"]
+        return config, weights, [f"{source} does not say how its images were prepared"]
     config, taken_over = with_preprocessing(config, weights.preprocessing)
     return config, weights, taken_over
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
+
+from dali_rsb.dataset.storage import USER_CACHE
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +20,9 @@ def compile_model(model: nn.Module) -> None:
 
     Compiled code is kept between runs, in the user's cache, unless PyTorch is told another place.
     """
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(cache) / "dali_rsb" / "inductor"))
+    with suppress(RuntimeError):  # this user has no home directory: PyTorch's own place
+        cache = USER_CACHE.expanduser() / "inductor"
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     # Training and evaluation each have one shape. Left to itself, PyTorch would compile the second
     # of them for any size.
     model.compile(dynamic=False)
@@ -48,7 +51,7 @@ def undo_compile(model: nn.Module, error: Exception) -> None:
     model._compiled_call_impl = None
     reason = " ".join(str(error).split())[:120]
     logger.warning(
-        "the model runs without torch.compile, which failed (%s: %s); run.compile=false says so",
+        "the model runs without torch.compile, which failed (%s: %s); set run.compile=false",
         type(error).__name__,
         reason,
     )

@@ -130,7 +130,7 @@ class StepGraph(Generic[BatchT]):
             self._has_failed = True
             logger.warning(
                 "training goes on without a CUDA graph, which failed (%s: %s); "
-                "run.cuda_graph=false says so",
+                "set run.cuda_graph=false",
                 type(error).__name__,
                 " ".join(str(error).split())[:120],
             )

@@ -1,4 +1,4 @@
-"""What a run takes over from the weights that it begins with: how their images were made ready.
+"""What a run takes over from the weights that it begins with: how their images were prepared.
 
 Mean, deviation, sizes, crop and interpolation belong to weights as much as their numbers do. Where
 the configuration does not set them they are the weights' own, and the run's configuration says so:
