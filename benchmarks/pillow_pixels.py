@@ -4,8 +4,9 @@
 
 FOLDER holds images of any kind, such as `Tests/images` of Pillow's source distribution. Each file,
 and some mutations of files drawn from it, are taken as the loaders take them: `image_header` reads
-the header and says who decodes; what DALI rejects goes to Pillow. DALI decodes the whole image and
-a window of it. All that happens in child processes: a crash is a result.
+the header and `coded_data` looks for stray markers, which says who decodes; what DALI rejects goes
+to Pillow. DALI decodes the whole image and a window of it. All that happens in child processes: a
+crash is a result.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from PIL import Image
 
 from benchmarks.mutations import mutated
 from benchmarks.report import new_report, report_progress, write_json
+from dali_rsb.dataset.coded_data import is_cut_by_marker
 from dali_rsb.dataset.image_header import ImageFormat, read_header_of_bytes
 from dali_rsb.errors import run_command
 from pipelines.arguments import Decoding
@@ -119,7 +121,8 @@ def verdict(data: bytes, decoder: _Decoder) -> str:
         return REFUSED if expected is None else ONLY_PILLOW
     if expected is not None and expected.shape != (height, width, 3):
         return OTHER_SIZE
-    if image_format in (ImageFormat.OTHER, ImageFormat.GIF):
+    is_cut = image_format == ImageFormat.JPEG and is_cut_by_marker(data)
+    if is_cut or image_format in (ImageFormat.OTHER, ImageFormat.GIF):
         return REFUSED if expected is None else BY_PILLOW
     whole = decoder.decoded(data, width, height, window=False)
     if whole is not None:

@@ -172,6 +172,10 @@ class ImageStore(abc.ABC):
         """
         return None
 
+    def decoded_before(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        """Which images Pillow has decoded to their end when they were stored: bool [n]."""
+        return np.zeros(len(rows), np.bool_)
+
     @abc.abstractmethod
     def stamp(self, row: int) -> Stamp:
         """The stamp of an image, or of the file that holds it."""

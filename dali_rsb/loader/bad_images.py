@@ -2,7 +2,8 @@
 replaced by its neighbour.
 
 Before use, an image is refused by its header alone: one that cannot be read any more, or states too
-many pixels. The others are found when the graph fails. DALI drops a whole pipeline over one file;
+many pixels. A JPEG is also read to its end on its first use (see `dataset.coded_data`). The others
+are found when the graph fails. DALI drops a whole pipeline over one file;
 as the data path is a pure function, the batches in flight are simply built again without the file.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -18,6 +20,7 @@ from nvidia.dali import Pipeline
 from dali_rsb.constants import MAX_PIXELS
 from dali_rsb.dataset import DatasetIndex
 from dali_rsb.dataset.changes import update, update_changed
+from dali_rsb.dataset.coded_data import is_cut_by_marker
 from dali_rsb.dataset.image_header import ImageFormat
 from dali_rsb.errors import UserError
 from dali_rsb.loader.conversion import Conversions
@@ -28,6 +31,8 @@ from pipelines.decoding import decode_check_pipeline
 logger = logging.getLogger(__name__)
 
 OnBadImage = Literal["substitute", "raise"]
+
+_NUM_READERS = 8  # threads; files are read and NumPy looks at them without the interpreter lock
 
 
 class BadImages:
@@ -60,17 +65,20 @@ class BadImages:
         self._max_count = max(1, int(max_fraction * len(index)))
         self._max_pixels = max_pixels
         self._tells_of_changes = True
+        # To its end, by this process or by the one that stored it.
+        self._is_read = index.store.decoded_before(np.arange(len(index)))
 
     def admit(self, indices: np.ndarray) -> bool:
         """Look at images that are about to be used, without decoding them.
 
-        The index learns the headers of files that have changed; what cannot be used is replaced.
+        The index learns the headers of files that have changed; what DALI would decode to other
+        pixels is converted, and what cannot be used is replaced.
 
         Args:
             indices: int64 [n].
 
         Returns:
-            Whether anything is other than before: a header, or a replacement.
+            Whether anything is other than before: a header, a copy or a replacement.
 
         Raises:
             UserError: a bad image under the "raise" policy, or too many of them.
@@ -82,7 +90,32 @@ class BadImages:
         refused = self._refused(images)
         for image in refused:
             self._replace(image)
-        return bool(changed or refused)
+        cut = self._cut_by_marker(images)
+        for image in cut:
+            if not self._convert_cut(image):
+                self._replace(image)
+        return bool(changed or refused or cut)
+
+    def _cut_by_marker(self, images: np.ndarray) -> list[int]:
+        """Those JPEGs of some images, int64 [n], that a marker cuts; each is looked at once."""
+        is_new = ~self._is_read[images] & (self._index.formats[images] == ImageFormat.JPEG)
+        new = [i for i in images[is_new].tolist() if i not in self.replacements]
+        if not new:
+            return []
+        with ThreadPoolExecutor(min(_NUM_READERS, len(new))) as pool:
+            is_cut = list(pool.map(self._is_cut_by_marker, new))
+        self._is_read[new] = True
+        return [image for image, cut in zip(new, is_cut, strict=True) if cut]
+
+    def _is_cut_by_marker(self, image: int) -> bool:
+        try:
+            with self._index.open(image) as file:
+                return is_cut_by_marker(file.read())
+        except OSError:  # gone since its header was read: DALI will say so
+            return False
+
+    def _convert_cut(self, image: int) -> bool:
+        return self.conversions.convert_rejected(image, "a marker cuts its coded data short")
 
     def _refused(self, images: np.ndarray) -> list[int]:
         """Those of some images, int64 [n], that their headers rule out."""
@@ -93,6 +126,7 @@ class BadImages:
 
     def _note_change(self, image: int) -> None:
         self.conversions.forget(image)
+        self._is_read[image] = False
         if self._tells_of_changes:
             self._tells_of_changes = False
             logger.info(
@@ -178,6 +212,8 @@ class BadImages:
             self._note_change(changed)
         if self._refused(alone):
             return False
+        if self._cut_by_marker(alone):
+            return self._convert_cut(image)
         return not self._undecodable([image]) or self.conversions.convert_rejected(image)
 
     def _undecodable(self, images: Iterable[int], device_id: int | None = None) -> list[int]:

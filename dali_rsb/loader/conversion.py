@@ -98,17 +98,22 @@ class Conversions:
             self._convert(image)
             return np.fromfile(self._copies[image], np.uint8)
 
-    def convert_rejected(self, image: int) -> bool:
+    def convert_rejected(self, image: int, reason: str = "DALI rejects it") -> bool:
         """Convert an image that DALI rejects; return False if Pillow cannot decode it either, or
-        if it was a copy, and still is there, that DALI rejected."""
+        if it was a copy, and still is there, that DALI rejected.
+
+        Args:
+            reason: why DALI does not decode it, for the log.
+        """
         copy = self._copies.get(image)
         if copy is not None and copy.exists():
             return False
         if not self._convert(image):
             return False
         logger.info(
-            "%s is decoded by Pillow, as DALI rejects it; copy in %s",
+            "%s is decoded by Pillow, as %s; copy in %s",
             printable(self._index.name(image)),
+            reason,
             self._folder,
         )
         return True

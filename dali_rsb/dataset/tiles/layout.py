@@ -13,8 +13,9 @@ import numpy.typing as npt
 # ITU-T T.81, table B.1.
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 RST0, RST7 = 0xD0, 0xD7
-_SOF0, _SOF1, _DHT, _DQT, _DRI, _SOS, _APP0, _APP14 = 0xC0, 0xC1, 0xC4, 0xDB, 0xDD, 0xDA, 0xE0, 0xEE
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {_DHT, 0xC8, 0xCC}
+SOF0, SOF1 = 0xC0, 0xC1  # baseline and extended sequential
+_DHT, _DQT, _DRI, _SOS, _APP0, _APP14 = 0xC4, 0xDB, 0xDD, 0xDA, 0xE0, 0xEE
+FRAMES = frozenset(range(0xC0, 0xD0)) - {_DHT, 0xC8, 0xCC}
 _BLOCK_PX = 8
 
 _LONGEST_ROW = 0xFFFF  # bytes; places in a row are stored in 16 bits
@@ -36,7 +37,7 @@ class Segment:
         """Whether pixels depend on it: tables, frame, scan, and what tells the colour space."""
         return (
             self.marker in (_DQT, _DHT, _DRI, _SOS)
-            or self.marker in _FRAMES
+            or self.marker in FRAMES
             or (self.marker == _APP0 and self.data[4:9] == b"JFIF\0")
             or (self.marker == _APP14 and self.data[4:9] == b"Adobe")
         )
@@ -85,7 +86,7 @@ def read_frame(segments: Sequence[Segment]) -> Frame:
     Raises:
         CannotTileError: not of 8 bits, or neither grey nor of three components.
     """
-    frames = [segment.data for segment in segments if segment.marker in _FRAMES]
+    frames = [segment.data for segment in segments if segment.marker in FRAMES]
     if len(frames) != 1:
         raise CannotTileError("no frame before the scan")
     bits, height, width, num_components = struct.unpack_from(">BHHB", frames[0], 4)
@@ -138,7 +139,7 @@ def read_layout(encoded: bytes) -> TileLayout:
     head = b"".join(segment.data for segment in needed)
     if encoded[data_start - len(head) : data_start] != head:
         raise CannotTileError("other bytes between the tables")
-    if any(segment.marker in _FRAMES - {_SOF0, _SOF1} for segment in needed):
+    if any(segment.marker in FRAMES - {SOF0, SOF1} for segment in needed):
         raise CannotTileError("not baseline")
     interval = [struct.unpack(">H", s.data[4:])[0] for s in needed if s.marker == _DRI]
     if len(interval) != 1 or interval[0] == 0 or frame.mcus_per_row % interval[0]:
@@ -152,7 +153,7 @@ def read_layout(encoded: bytes) -> TileLayout:
     in_row = ends - np.repeat(row_starts, num_columns)
     if in_row.max() > _LONGEST_ROW:
         raise CannotTileError(f"a row of more than {_LONGEST_ROW} bytes")
-    before_frame = next(i for i, s in enumerate(needed) if s.marker in _FRAMES)
+    before_frame = next(i for i, s in enumerate(needed) if s.marker in FRAMES)
     return TileLayout(
         tile_width=interval[0] * frame.mcu_width,
         tile_height=frame.mcu_height,

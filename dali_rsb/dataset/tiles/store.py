@@ -52,6 +52,9 @@ class TiledStore(ShardStore):
         arrays = [arrays[place] for place in places.tolist()]
         return WindowImages(arrays, found.origins, found.sizes)
 
+    def decoded_before(self, rows: Rows) -> npt.NDArray[np.bool_]:
+        return self.tiles.tile_widths[rows] > 0  # see `transcoding.transcode`
+
     def select(self, rows: Rows) -> Self:
         return replace(super().select(rows), tiles=self.tiles.take(rows))
 
