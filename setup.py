@@ -1,4 +1,4 @@
-"""Packaging: `pip install -c constraints.txt -e .` installs `dali_rsb` and `pipelines`."""
+"""Packaging: `pip install -c constraints.txt -e '.[cuda12]'` installs `dali_rsb` and `pipelines`."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,10 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 
-QUICKSTART = ["scikit-learn>=1.3"]  # carries the handwritten digits that the quickstart trains on
+# Both builds of DALI own the same folder, and pip cannot choose: whoever installs names one.
+CUDA12 = ["nvidia-dali-cuda120>=2.3"]  # constraints.txt
+CUDA13 = ["torch>=2.11", "nvidia-dali-cuda130>=2.3"]  # constraints-cuda13.txt; from Turing on
+QUICKSTART = [*CUDA12, "scikit-learn>=1.3"]  # carries the digits that the quickstart trains on
 TIMM = ["timm>=1.0.31"]  # `model.name: timm:NAME`, and the oracle of the tests
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"]  # mkdocs build --strict
 EXPORT = [  # `dali-rsb export` to safetensors, the hub and ONNX
@@ -51,7 +54,6 @@ setup(
     entry_points={"console_scripts": ["dali-rsb = dali_rsb.__main__:script"]},
     install_requires=[
         "torch>=2.8",
-        "nvidia-dali-cuda120>=2.3",
         "numpy>=2.0",
         "pillow>=10",
         "pydantic>=2.7",
@@ -59,6 +61,8 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "cuda12": CUDA12,
+        "cuda13": CUDA13,
         "quickstart": QUICKSTART,
         "timm": TIMM,
         "export": EXPORT,

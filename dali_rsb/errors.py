@@ -25,6 +25,10 @@ class UserError(Exception):
         super().__init__(one_line(message))
 
 
+class MissingPackageError(UserError, ImportError):
+    """A package is not installed; the message says how to install it."""
+
+
 def one_line(text: str) -> str:
     r"""A text as one line that any terminal, log and UTF-8 file takes.
 
