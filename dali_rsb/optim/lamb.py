@@ -225,12 +225,7 @@ class Lamb(torch.optim.Optimizer):
         """What `step` runs on, and why not on Triton."""
         if self.backend == "triton":
             return "LAMB and the EMA of the parameters run in Triton kernels"
-        obstacle = kernel_obstacle(self._all_params())
-        why = (
-            "as optimizer.backend asks"
-            if obstacle is None
-            else f"not in Triton kernels, as {obstacle}"
-        )
+        why = kernel_obstacle(self._all_params()) or "as optimizer.backend asks"
         return f"LAMB runs on PyTorch's foreach operations ({why})"
 
     def upload(self) -> None:

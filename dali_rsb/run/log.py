@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +77,12 @@ class RunLog:
         """
         if self._file is None:
             return
-        left = timedelta(seconds=round(left_s))
         numbers = (
             f"loss {row.loss:.4f}  lr {row.lr:.2e}  {row.img_per_s:,.0f} img/s  "
-            f"data wait {row.data_wait:.1f} %  left {left}{_skipped(row.skipped)}"
+            f"wait {row.data_wait:.1f} %  left {duration(left_s)}{_skipped(row.skipped)}"
         )
-        line = (
-            f"epoch {row.epoch}/{row.num_epochs}  update {row.update}/{row.num_updates}  {numbers}"
-        )
+        # Fits 80 columns, where "epoch 100/100 update 5004/5004" would not.
+        line = f"epoch {_epochs_done(row)}/{row.num_epochs}  {numbers}"
         if self._bar is None:
             logger.info(line)
         else:  # which shows the numbers; the line is for the file alone
@@ -97,21 +94,23 @@ class RunLog:
         self.close_bar()
         if self._file is None:
             return
-        accuracies = "".join(
-            f"  {name} {getattr(row, name):.2f} %"
-            for name in ("val_top1", "val_top5", "ema_top1", "ema_top5")
-            if getattr(row, name) is not None
-        )
+        epoch = f"epoch {row.epoch}/{num_epochs}"
         logger.info(
-            "epoch %d/%d  train loss %.4f%s  %s img/s  data wait %.1f %%%s",
-            row.epoch,
-            num_epochs,
+            "%s  train loss %.4f  %s img/s  data wait %.1f %%%s",
+            epoch,
             row.train_loss,
-            accuracies,
             f"{row.img_per_s:,.0f}",
             row.data_wait,
             _skipped(row.skipped),
         )
+        judged = {"": (row.val_top1, row.val_top5), "EMA ": (row.ema_top1, row.ema_top5)}
+        accuracies = [
+            f"{name}top-1 {top1:.2f} %  top-5 {top5:.2f} %"
+            for name, (top1, top5) in judged.items()
+            if top1 is not None and top5 is not None
+        ]
+        if accuracies:
+            logger.info("%s  %s", epoch, "  ".join(accuracies))
 
     def _to_file(self, level: int, text: str) -> None:
         assert self._file is not None
@@ -152,6 +151,20 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         """Leave the line out; whatever cannot be written either says so on the terminal."""
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "45 s", "12 min" or "9.5 h", each with two digits at least."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 99.5 else f"{minutes / 60:.1f} h"
+
+
+def _epochs_done(row: UpdateRow) -> str:
+    """With the part of the epoch that goes on, never rounded up to an epoch that is not done."""
+    hundredths = 100 * (row.epoch - 1) + 100 * row.update // row.num_updates
+    return f"{hundredths / 100:.2f}"
 
 
 def _skipped(number: int) -> str:

@@ -132,7 +132,7 @@ def build_trainer(
             processes,
         )
     introduction = [
-        describe_run(config.model.name, samples, evaluation.precision, processes),
+        *describe_run(config.model.name, samples, evaluation.precision, processes),
         describe_backend(step.optimizer),
         describe_decoding(
             resolved.settings,

@@ -13,16 +13,19 @@ from dali_rsb.run.processes import Processes
 
 def describe_run(
     model_name: str, samples: TrainSamples, precision: Precision, processes: Processes
-) -> str:
-    """The first line of a run: model, devices, images and batches."""
+) -> list[str]:
+    """The first lines of a run: model, devices, images and batches."""
     layout, index = samples.layout, samples.index
-    return (
+    num_left = len(index) % layout.global_batch if samples.repeats == 1 else 0
+    left = f"; {num_left} images are left over, others each time" if num_left else ""
+    return [
         f"{model_name} on {processes.world_size} x {processes.device.type}, "
         f"{str(precision.input_dtype).removeprefix('torch.')}: {len(index):,} images, "
-        f"{len(index.classes)} classes; global batch {layout.global_batch} = "
-        f"{layout.batch_per_device} per device x {processes.world_size} device(s) x "
-        f"{layout.accumulation} accumulation; {samples.updates_per_epoch} updates an epoch"
-    )
+        f"{len(index.classes)} classes",
+        f"batch {layout.global_batch} = {layout.batch_per_device} a device x "
+        f"{processes.world_size} device(s) x {layout.accumulation} accumulation",
+        f"an epoch is {samples.updates_per_epoch} updates{left}",
+    ]
 
 
 def device_memory(device: torch.device) -> str:

@@ -31,8 +31,7 @@ def test_auto_on_a_cpu_is_foreach_and_says_why():
     optimizer = create("auto")
     assert optimizer.backend == "foreach"
     assert describe_backend(optimizer) == (
-        "LAMB runs on PyTorch's foreach operations (not in Triton kernels, as the parameters are "
-        "not on a GPU)"
+        "LAMB runs on PyTorch's foreach operations (the parameters are not on a GPU)"
     )
 
 
