@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,8 +65,21 @@ def test_run_folder_holds_metrics_log_and_checkpoints(whole_run):
     assert 0 <= float(rows[-1]["val_top1"]) <= float(rows[-1]["val_top5"]) <= 100
     kinds = [json.loads(line)["kind"] for line in (folder / "metrics.jsonl").open()]
     assert kinds == (["update"] * 3 + ["epoch"]) * 2
-    assert "update 7/7" in (folder / "train.log").read_text()
+    log = (folder / "train.log").read_text()
+    # 1,438 images are 7 updates of 192 and 94 more.
+    assert "an epoch is 7 updates; 94 images are left over, others each time" in log
+    assert all(f"epoch {done}/2  loss " in log for done in ("0.42", "1.00", "2.00"))
     assert (folder / "best.pt").exists()
+
+
+def test_a_run_that_is_at_its_end_says_that_nothing_is_left(whole_run, small, tmp_path, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(whole_run[0], folder)
+    _train(folder, [*small, "evaluation.size=24"], resume=folder / "last.pt")
+    said = [record.getMessage() for record in caplog.records]
+    assert any("the run is at its end, 14 updates: nothing is left to train" in m for m in said)
+    # What the best accuracy was measured with has changed: the log says so too.
+    assert "resuming with evaluation.size=24, was 16" in said
 
 
 def _assert_same(a, b, path="state"):

@@ -20,6 +20,7 @@ from dali_rsb.dataset.overlap import check_files_apart, check_paths_apart
 from dali_rsb.dataset.splitting import split_index
 from dali_rsb.errors import UserError
 from dali_rsb.run.processes import Processes
+from dali_rsb.system.names import printable
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +49,13 @@ def open_datasets(data: cfg.Data, num_classes: int | None, processes: Processes)
 
     Raises:
         UserError: a folder is missing, empty or not in ImageNet's layout, validation has a class
-            that training lacks, they share files, or the class counts and model.num_classes
-            disagree.
+            that training lacks, they share files, training has one class alone, or the class
+            counts and model.num_classes disagree.
     """
     if data.val_fraction is not None:
         with processes.first_goes_ahead("indexing the images"):
             train = open_index(_folder(data, "train"), data.index, reading=reading_of(data))
+        _check_several_classes(train)
         if num_classes is not None:
             check_num_classes(train, num_classes)
         return _split(_without_excluded(data, train)[0], data.val_fraction)
@@ -67,6 +69,7 @@ def open_datasets(data: cfg.Data, num_classes: int | None, processes: Processes)
         val = open_index(val_path, data.index, reading=of_train)
     if not data.allow_overlap:
         check_files_apart(train, val)
+    _check_several_classes(train)
     if num_classes is not None:
         check_num_classes(train, num_classes)
     train, val = _without_excluded(data, train, val)
@@ -150,6 +153,16 @@ def _without_excluded(data: cfg.Data, *indices: DatasetIndex) -> list[DatasetInd
     if len(indices) > 1 and num_found < len(set(names)):
         logger.warning("data.exclude=%s names files that are in neither dataset", data.exclude)
     return kept
+
+
+def _check_several_classes(index: DatasetIndex) -> None:
+    """Raises UserError for a single class, with which any model soon is right every time."""
+    if len(index.classes) == 1:
+        raise UserError(
+            f"all images of {printable(index.origin, 120)} are of one class, "
+            f"{printable(index.classes[0], 40)!r}: give the folder that holds a folder for each "
+            "class, or name the others too with data.classes=FILE"
+        )
 
 
 def check_num_classes(index: DatasetIndex, num_classes: int) -> None:

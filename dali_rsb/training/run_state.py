@@ -26,7 +26,13 @@ logger = logging.getLogger(__name__)
 RECIPE_SECTIONS = ("augment", "mixing", "model", "loss", "optimizer", "schedule", "ema")
 
 # Keys of other sections that do.
-_RECIPE_KEYS = (("data", "val_fraction"), ("data", "sampling"))
+_RECIPE_KEYS = (
+    ("data", "val_fraction"),
+    ("data", "sampling"),
+    ("evaluation", "size"),
+    ("evaluation", "crop_ratio"),
+    ("evaluation", "interpolation"),
+)
 
 # Keys without which the state of a model or an optimizer means nothing.
 _FIXED_KEYS = (("model", "name"), ("model", "num_classes"), ("optimizer", "name"))

@@ -137,6 +137,12 @@ class Trainer:
             logger.info("resuming at epoch %d, update %d", epoch + 1, update + 1)
             # The rate of the last update, which is in a checkpoint written before the next one.
             self.schedule.step(self.step.updates_done - 1)
+            if self.step.updates_done >= self._last_update:
+                logger.warning(
+                    "the run is at its end, %d updates: nothing is left to train; raise "
+                    "schedule.epochs or run.max_steps to go on",
+                    self._last_update,
+                )
         self._trackers = start_trackers(self._run_info(folder))
         self._meter = Meter(self.processes, self.samples.layout.global_batch)
         if self._progress.meter is not None:
