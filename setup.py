@@ -1,4 +1,4 @@
-"""Packaging: `pip install -c constraints.txt -e '.[cuda12]'` installs `dali_rsb` and `pipelines`."""
+"""Packaging: `pip install -c constraints.txt -e '.[cuda12]'` installs both packages."""
 
 import shutil
 from pathlib import Path
