@@ -244,30 +244,30 @@ def _text(
     config: Config, amount: Amount, rates: Sequence[Rates], hours: Sequence[Hours], gpus: int
 ) -> str:
     comparisons = [AgainstAuthors.of(config, each, gpus) for each in hours]
-    header = ["rates", "train img/s", "training h", "evaluation h", "start-up s", "total h"]
+    header = ["rates", "img/s", "train h", "eval h", "start s", "total h"]
     rows = [
         [
             f"{'estimate' if rate.is_estimate else 'measured'} [{number}]",
             f"{rate.train_img_per_s:.0f}",
             f"{each.training:.2f}",
             f"{each.evaluation:.2f}",
-            f"{rate.start_up_s:.0f}" if rate.start_up_s else "not counted",
+            f"{rate.start_up_s:.0f}" if rate.start_up_s else "-",
             f"{each.total:.2f}",
         ]
         for number, (rate, each) in enumerate(zip(rates, hours, strict=True), start=1)
     ]
     known = [comparison for comparison in comparisons if comparison is not None]
     if known:
-        header.append("GPU hours, authors' / these")
+        header.append("fewer GPU h")  # the authors' over these
         rows = [
             [*row, f"{comparison.fewer_gpu_hours:.2f}"]
             for row, comparison in zip(rows, known, strict=True)
         ]
     lines = [
-        f"{config.name}: {amount.updates:,} updates ({amount.updates_per_epoch:,} an epoch), "
-        f"{amount.train_images:,} images; {amount.evaluations} evaluations of "
-        f"{amount.eval_images // max(amount.evaluations, 1):,} images, {num_models(config)} "
-        f"model(s) each; {gpus} GPU(s)",
+        f"{config.name}: {amount.updates:,} updates, {amount.updates_per_epoch:,} an epoch, of "
+        f"{amount.train_images:,} images; {gpus} GPU(s)",
+        f"{amount.evaluations} evaluations of {num_models(config)} model(s) on "
+        f"{amount.eval_images // max(amount.evaluations, 1):,} images",
         "",
         format_table(header, rows),
         *(f"[{number}] {rate.source}" for number, rate in enumerate(rates, start=1)),
@@ -275,10 +275,11 @@ def _text(
     if known:
         lines += ["", verdict(config, known, any(rate.is_estimate for rate in rates))]
     if not any(rate.start_up_s for rate in rates):
-        lines.append(
-            "published rates are ceilings: but for the RSB authors', none has RandAugment, mixing, "
-            "LAMB or an EMA in it; the roofline has all but RandAugment"
-        )
+        lines += [
+            "start-up is not counted; published rates are ceilings: but for the RSB",
+            "authors', none has RandAugment, mixing, LAMB or an EMA in it; the roofline has",
+            "all but RandAugment",
+        ]
     return "\n".join(lines)
 
 

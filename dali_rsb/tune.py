@@ -120,10 +120,11 @@ def tune(config: Config, this_process: Processes, seconds: float) -> Tuned:
     names = NAMES if on_gpu else NAMES[:-1]
 
     def tell(settings: LoaderSettings, rate: LoaderRate, spent_s: float) -> None:
+        changed = [n for n in names if getattr(settings, n) != getattr(start, n)]
         logger.info(
-            "%3.0f of %.0f s  %s: %s img/s, %.2f CPU ms/img",
-            *(spent_s, seconds, describe(settings, names)),
-            *(f"{rate.img_per_s:,.0f}", rate.cpu_ms_per_img),
+            "%3.0f of %.0f s  %s img/s, %.2f CPU ms/img  %s",
+            *(spent_s, seconds, f"{rate.img_per_s:,.0f}", rate.cpu_ms_per_img),
+            describe(settings, changed) or "the defaults",
         )
 
     try:
@@ -278,23 +279,36 @@ def describe(settings: LoaderSettings, names: Sequence[str]) -> str:
     return " ".join(f"{name}={getattr(settings, name)}" for name in names)
 
 
+# Of a table of 80 columns; what has no heading here has its name.
+_HEADINGS = {"batches_per_run": "per run", "hw_decoder_load": "engine"}
+
+
 def table(result: Result, start: LoaderSettings, names: Sequence[str]) -> str:
-    """All settings that were tried, the fastest first; those that failed last, with the reason."""
-    rows = [("settings", "img/s (spread)", "CPU ms/img", "runs")]
+    """All settings that were tried, the fastest first; those that failed last, with the reason.
+
+    The columns behind the settings are the median rate, half its range in percent, and CPU time an
+    image in milliseconds.
+    """
+    rows = [(*(_HEADINGS.get(name, name) for name in names), "img/s", "+/-", "CPU ms", "")]
     ranked = sorted(result.rates.items(), key=lambda item: -_median(item[1]))
     for settings, rates in ranked:
-        marks = " (default)" if settings == start else ""
-        marks += " <- chosen" if settings == result.best else ""
-        img_per_s = [rate.img_per_s for rate in rates]
-        spread = f"{_median(rates):,.0f} ({min(img_per_s):,.0f} to {max(img_per_s):,.0f})"
+        mark = {result.best: "chosen", start: "default"}.get(settings, "")
+        mark = "default, chosen" if result.best == start == settings else mark
+        median, img_per_s = _median(rates), [rate.img_per_s for rate in rates]
+        spread = (max(img_per_s) - min(img_per_s)) / 2 / median
         cpu_ms = statistics.median(rate.cpu_ms_per_img for rate in rates)
-        rows.append((describe(settings, names) + marks, spread, f"{cpu_ms:.2f}", f"{len(rates)}"))
-    for settings, reason in result.deaths.items():
-        rows.append((describe(settings, names), reason, "", ""))
+        rows.append(
+            (*_values(settings, names), f"{median:,.0f}", f"{spread:.0%}", f"{cpu_ms:.2f}", mark)
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    )
+    lines = [" ".join(map(str.rjust, row[:-1], widths)) + f" {row[-1]}" for row in rows]
+    for settings, reason in result.deaths.items():
+        lines.append(" ".join(map(str.rjust, _values(settings, names), widths)) + f" {reason}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _values(settings: LoaderSettings, names: Sequence[str]) -> list[str]:
+    return [str(getattr(settings, name)) for name in names]
 
 
 def verdict(result: Result, start: LoaderSettings) -> str:

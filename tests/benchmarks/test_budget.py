@@ -168,6 +168,7 @@ def test_a3_on_four_v100(capsys):
     assert "0.55 of the roofline's floor" in printed
     assert "16 cores decode 17391 img/s" in printed
     assert "limited by the loader" not in printed
+    assert all(len(line) <= 80 for line in printed.splitlines() if line.startswith(("|", "a3")))
     budget.main([*arguments[:-1], "4"])
     assert "limited by the loader: 4 cores decode 4348 img/s" in capsys.readouterr().out
 

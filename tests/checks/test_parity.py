@@ -4,6 +4,7 @@ import contextlib
 import json
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torchvision.transforms import functional
 from dali_rsb import parity as command
 from dali_rsb.checks.parity import comparison as stages_of
 from dali_rsb.checks.parity.pillow import apply_operation, crop_resize_flip
-from dali_rsb.checks.parity.report import Limits, Stage
+from dali_rsb.checks.parity.report import Limits, Stage, _table
 from dali_rsb.dataset import open_index
 from dali_rsb.draws.crops import EvalGeometry
 from dali_rsb.draws.randaugment import OPERATIONS
@@ -105,7 +106,13 @@ def test_the_command_reports_on_a_folder(photo_folder, tmp_path):
     assert result.returncode == 0
     for name, stage in stages.items():
         line = next(line for line in result.stdout.splitlines() if line.startswith(f"{name}  "))
-        assert f"  {stage['verdict']}" in line
+        assert line.endswith(f"  {stage['verdict']}")
+        assert len(line) <= 80
+    judged = sum(stage["limits"] is not None for stage in stages.values())
+    assert result.stdout.splitlines()[-1] == (
+        f"all {judged} stages are within their limits; {len(stages) - judged} (-) have no limits; "
+        "details in out"
+    )
     with Image.open(tmp_path / "out" / "parity.png") as picture:
         pixels = np.asarray(picture)
     assert pixels.shape[1] > 3 * 224
@@ -161,7 +168,10 @@ def test_figures_of_a_stage():
     assert [stage.share_within(n) for n in (0, 1, 2, 3)] == [9 / 12, 10 / 12, 11 / 12, 1]
     assert stage.verdict == "ok"
     for limits in (Limits(largest=2), Limits(mean=0.5), Limits(within_2=0.92)):
-        assert Stage("x", limits, stage.counts).verdict == "off"
+        off = Stage("x", limits, stage.counts)
+        assert off.verdict == "off"
+        table = _table([stage, off, Stage("y", None, stage.counts)], Path("out"))
+        assert table.endswith("\n\nOFF: 1 of 2 stages (x); 1 (-) have no limits; see out")
     assert Stage("x", None, stage.counts).verdict == "-"
 
 

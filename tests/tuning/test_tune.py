@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from dali_rsb.system import cpus
 from dali_rsb.training.assembly import build_trainer, device_batch, train_loader, train_samples
 from dali_rsb.training.datasets import open_training
 from dali_rsb.tuning import store
-from dali_rsb.tuning.search import LoaderRate, Search, Space
+from dali_rsb.tuning.search import LoaderRate, Result, Search, Space
 from dali_rsb.tuning.settings import resolve_settings, tuning_key
 from dali_rsb.tuning.store import Tuned, load_tuned, store_tuned
 
@@ -310,14 +311,31 @@ def test_the_command_measures_stores_and_prints(digits, cache, monkeypatch, caps
     (path,) = cache.iterdir()
     output = capsys.readouterr()
     assert str(path) in output.out
-    assert "(default)" in output.out
-    assert "CPU ms/img" in output.out
-    assert "of 5 s  threads=" in output.err
+    *rows, _, _ = output.out.splitlines()
+    assert rows[0].split()[-4:] == ["img/s", "+/-", "CPU", "ms"]
+    assert sum("default" in row for row in rows) == sum("chosen" in row for row in rows) == 1
+    assert "CPU ms/img  the defaults" in output.err
+    assert all(len(line) <= 80 for line in rows)
     resolved = resolve_settings(config, open_training(config.data), CPU, 96)
     found = resolved.tuned
     assert found.settings.keys() == {*PLACING, "decode"}
     assert found.img_per_s > 0
     assert resolved.settings.prefetch in (2, 3, 5)
+
+
+def test_the_table_of_a_gpu_fits_80_columns():
+    start = LoaderSettings(threads=16, prefetch=2, pipelines=1, hw_decoder_load=0.65)
+    other = replace(start, batches_per_run=8, decode="hybrid", pipelines=4)
+    rates = {
+        start: [LoaderRate(9_000.0, 0.9), LoaderRate(10_000.0, 1.1), LoaderRate(11_000.0, 1.0)],
+        other: [LoaderRate(14_000.0, 0.5)],
+    }
+    died = {replace(start, decode="full"): "no answer within 2 s"}
+    lines = command.table(Result(other, 1.4, rates, False, died), start, command.NAMES).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].endswith("14,000  0%   0.50 chosen")
+    assert lines[2].endswith("10,000 10%   1.00 default")
+    assert lines[3].endswith(" no answer within 2 s")
 
 
 def test_ctrl_c_leaves_nothing_behind(digits, cache, monkeypatch, capsys):

@@ -34,14 +34,6 @@ class Limits:
     mean: float | None = None
     within_2: float | None = None
 
-    def __str__(self) -> str:
-        parts = [
-            f"largest {self.largest}" if self.largest is not None else "",
-            f"mean < {self.mean}" if self.mean is not None else "",
-            f"{100 * self.within_2:g} % <= 2" if self.within_2 is not None else "",
-        ]
-        return ", ".join(filter(None, parts))
-
 
 @dataclass(frozen=True)
 class WorstCase:
@@ -143,19 +135,28 @@ def write_report(stages: Sequence[Stage], folder: Path, facts: dict[str, Any]) -
         _picture(stages).save(folder / "parity.png")
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}): give --output") from error
-    return _table(stages)
+    return _table(stages, folder)
 
 
-def _table(stages: Sequence[Stage]) -> str:
+def _table(stages: Sequence[Stage], folder: Path) -> str:
+    """A line for each stage, none longer than 80 columns, and one that sums them up."""
     width = max(len(stage.name) for stage in stages)
-    head = f"{'':{width}}  largest    mean  <= 1 %  <= 2 %  exact %  verdict  limits"
+    head = f"{'':{width}}  max   mean  <= 2 %  exact %"
     rows = [
-        f"{stage.name:{width}}  {stage.largest:7d}{stage.mean:8.3f}"
-        f"{100 * stage.share_within(1):8.2f}{100 * stage.share_within(2):8.2f}"
-        f"{100 * stage.share_within(0):9.2f}  {stage.verdict:7}  {stage.limits or ''}"
+        f"{stage.name:{width}}  {stage.largest:3d}{stage.mean:7.3f}"
+        f"{100 * stage.share_within(2):8.2f}{100 * stage.share_within(0):9.2f}  {stage.verdict}"
         for stage in stages
     ]
-    return "\n".join([head, *(row.rstrip() for row in rows)])
+    return "\n".join([head, *rows, "", _verdict(stages, folder)])
+
+
+def _verdict(stages: Sequence[Stage], folder: Path) -> str:
+    judged = [stage for stage in stages if stage.limits is not None]
+    off = [stage.name for stage in judged if stage.verdict == "off"]
+    told = f"; {len(stages) - len(judged)} (-) have no limits" if len(judged) < len(stages) else ""
+    if not off:
+        return f"all {len(judged)} stages are within their limits{told}; details in {folder}"
+    return f"OFF: {len(off)} of {len(judged)} stages ({'; '.join(off)}){told}; see {folder}"
 
 
 def _picture(stages: Sequence[Stage]) -> Image.Image:
