@@ -14,6 +14,10 @@ LOADER, MODEL, TOGETHER = "loader alone", "model alone", "together"
 # What training should reach of the slower of the two, and the most it should wait for data.
 TARGET_SHARE = 0.97
 TARGET_WAIT_PERCENT = 3.0
+# Both together are never faster than the slower alone, and rounds on a quiet machine agree: what
+# is beyond these was measured while the machine did something else, and says nothing.
+_MAX_SHARE = 1.05
+_MAX_RANGE = 0.3  # of the rounds, relative to their median
 
 _ADVICE = {
     "loader": "give it more CPU cores (data.threads), smaller files (python -m dali_rsb.pack SRC "
@@ -74,8 +78,25 @@ class Triple:
             return "CPU"
         return "loader" if self.loader.median < self.model.median else "model"
 
+    @property
+    def noise(self) -> str | None:
+        """Why the rates cannot be judged, or None."""
+        share = self.share_of_slower.median
+        if share > _MAX_SHARE:
+            return f"together they reached {100 * share:.0f} % of the slower, more than can be"
+        parts = {LOADER: self.loader, MODEL: self.model, TOGETHER: self.together}
+        for name, rate in parts.items():
+            if rate.max - rate.min > _MAX_RANGE * rate.median:
+                return f"{name}, the rounds went from {rate.min:.0f} to {rate.max:.0f} img/s"
+        return None
+
     def verdict(self) -> str:
-        """One line: what limits, and what to change."""
+        """One line: what limits, and what to change; or that the machine was busy."""
+        if self.noise is not None:
+            return (
+                f"no verdict, the machine was busy: {self.noise}. Measure again with nothing else "
+                "running, or with more --rounds."
+            )
         rate = {"loader": self.loader, "model": self.model, "CPU": self.cpu_bound}[self.limit]
         what = {
             "loader": "the loader",
@@ -91,8 +112,9 @@ class Triple:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """All figures, the limit and the line that says what to change."""
-        return asdict(self) | {"limit": self.limit, "verdict": self.verdict()}
+        """All figures, the limit or else the noise, and the line that says what to change."""
+        limit = None if self.noise else self.limit
+        return asdict(self) | {"limit": limit, "noise": self.noise, "verdict": self.verdict()}
 
 
 def triples_table(triples: Mapping[str, Triple]) -> str:

@@ -457,6 +457,28 @@ def test_the_triple_says_what_limits(loader, model, cpu_ms, limit, advice):
     assert json.loads(json.dumps(triple.as_json()))["limit"] == limit
 
 
+@pytest.mark.parametrize(
+    ("loader", "together", "reason"),
+    [
+        ((500, 500), (1290, 1320), "together they reached 261 % of the slower"),
+        ((500, 300), (280, 290), "loader alone, the rounds went from 300 to 500 img/s"),
+        ((500, 510), (300, 490), "together, the rounds went from 300 to 490 img/s"),
+    ],
+)
+def test_the_triple_of_a_busy_machine_has_no_verdict(loader, together, reason):
+    from benchmarks.triple import Triple
+
+    sections = {
+        "x, loader alone": _sections(*loader),
+        "x, model alone": _sections(2000, 2000),
+        "x, together": _sections(*together, wait_share=0.02),
+    }
+    triple = Triple.of(sections, "x", num_cpus=16)
+    assert "no verdict, the machine was busy" in triple.verdict()
+    assert reason in triple.verdict()
+    assert triple.as_json()["limit"] is None
+
+
 def test_parts_of_an_update_are_differences():
     from benchmarks.step import part_times_ms
 
