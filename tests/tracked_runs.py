@@ -13,7 +13,7 @@ PRELOADED = {
     "tensorboard": ["torch.utils.tensorboard"],
     "wandb": ["wandb", "wandb.sdk.launch"],
     "mlflow": ["mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store", "alembic.command"],
-    "trackio": ["trackio"],
+    "trackio": ["gradio_client", "huggingface_hub"],  # itself reads its folder when imported
 }
 
 

@@ -70,8 +70,9 @@ DeviceBatch = Annotated[int, Field(gt=0, le=65536)]
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
 WeightsSource = Annotated[str, AfterValidator(_weights_source)]
 ClassNames = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-Words = Annotated[
-    tuple[Annotated[str, Field(min_length=1, max_length=100)], ...],
+Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Labels = Annotated[
+    tuple[Label, ...],
     Field(strict=False),
     BeforeValidator(_one_or_more),
 ]
@@ -407,13 +408,13 @@ class Tracking(Section):
     trackers: TrackerNames = Field(
         (), description="the services, each an extra of this package; [] for none"
     )
-    project: Annotated[str, Field(min_length=1, max_length=100)] = Field(
+    project: Label = Field(
         "dali_rsb", description="project, or experiment, that the run is filed under"
     )
-    name: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+    name: Label | None = Field(
         None, description="name of the run there; default: that of the run folder"
     )
-    tags: Words = Field((), description="tags of the run there")
+    tags: Labels = Field((), description="tags of the run there")
     mode: Literal["online", "offline"] = Field(
         "online",
         description="online: to the server that the service is set up for; offline: local files",

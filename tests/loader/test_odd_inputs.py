@@ -194,7 +194,10 @@ def _train_batches(index, decode_mode, bad_images=None, **options):
     starts = range(0, len(index), 8)
     indices = [np.arange(start, min(start + 8, len(index))) for start in starts]
     specs = [BatchSpec(i, len(i), 0, range(i[0], i[0] + len(i))) for i in indices]
-    return np.concatenate([batch.images.numpy() for batch in loader.batches(specs)])
+    batches = [*loader.batches(specs)]
+    missing = np.isin(np.concatenate(indices), [*bad_images.replacements]).sum()
+    assert sum(batch.replaced for batch in batches) == missing
+    return np.concatenate([batch.images.numpy() for batch in batches])
 
 
 def _eval_batches(index, size_px=SIZE_PX):

@@ -51,6 +51,7 @@ def _content(folder):
     for name in ("last.pt", "best.pt"):
         state = torch.load(folder / name, weights_only=True)
         del state["config"]["run"]["dir"]
+        state.pop("run_id", None)
         content |= dict(_flat(state, name))
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -174,7 +175,11 @@ def _two(recipe, folder, prepare=None):
     port = _free_port()
     ranks = [{"rank": rank, "world_size": 2, "port": port} for rank in (0, 1)]
     # Only the second process gets the signal: the first must hear of it.
-    both = [start(recipe, folder, None if rank["rank"] == 0 else prepare, **rank) for rank in ranks]
+    tracked = ["tracking.trackers=tensorboard"]
+    both = [
+        start(recipe, folder, None if rank["rank"] == 0 else prepare, overrides=tracked, **rank)
+        for rank in ranks
+    ]
     return [end(process) for process in both]
 
 
@@ -182,6 +187,7 @@ def _two(recipe, folder, prepare=None):
 def undisturbed_pair(recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "pair"
     assert _two(recipe, folder) == [0, 0]
+    assert len([*folder.glob("tensorboard/*")]) == 1  # the first process's
     return folder
 
 

@@ -98,13 +98,11 @@ class Feed:
                 notice = _Notice(self._saved, is_last)
             yield notice
 
-    def points(self, first: int, is_live: bool) -> tuple[list[Point], int]:
-        """The points from number `first` that may be sent, and the place of the last final one."""
+    def points(self, first: int, is_live: bool) -> list[Point]:
+        """The points from number `first` that may be sent."""
         assert self._series is not None
         with self._changed:
-            points, num_final = self._series.points, self._series.num_final
-            last_final = points[num_final - 1].images if num_final else -1
-            return points[first : None if is_live else num_final], last_final
+            return self._series.points[first : None if is_live else self._series.num_final]
 
     def _notify(self) -> None:
         self._version += 1
@@ -119,7 +117,9 @@ class _ServiceThread(threading.Thread):
         self._kind, self._run_info, self._feed = kind, run, feed
         self._service: Service | None = None
         self._num_sent = 0
-        self._last_images = -1
+        self._last_there = -1  # place of the last point that the service has
+        final = feed.points(0, is_live=False)
+        self._last_true = final[-1].images if final else -1  # later ones there are of a lost past
         self._sent_checkpoint: SavedCheckpoint | None = None
         self._failed_at: _Notice | None = None
         self._has_complained = False
@@ -142,13 +142,12 @@ class _ServiceThread(threading.Thread):
         if self._service is None and not self._begin():
             return
         assert self._service is not None
-        points, _ = self._feed.points(self._num_sent, self._kind.is_live)
-        new = [point for point in merged(points) if point.images > self._last_images]
+        points = self._feed.points(self._num_sent, self._kind.is_live)
+        new = [point for point in merged(points) if point.images > self._last_there]
         if new:
             self._service.log(new)
+            self._last_true = max(self._last_true, new[-1].images)
         self._num_sent += len(points)
-        if not self._kind.is_live and new:
-            self._last_images = new[-1].images
         saved, wanted = notice.saved, self._run_info.tracking.checkpoints
         is_time = wanted == "all" or (wanted == "end" and notice.is_last)
         if saved is not None and saved != self._sent_checkpoint and is_time:
@@ -162,12 +161,11 @@ class _ServiceThread(threading.Thread):
 
     def _begin(self) -> bool:
         """Begin with the service if there is anything to send; say whether it has begun."""
-        points, last_final = self._feed.points(0, self._kind.is_live)
-        if not points:
+        if not self._feed.points(0, self._kind.is_live):
             return False
         self._num_sent = 0
         self._service = self._kind.make(self._run_info)
-        self._last_images = self._service.begin(last_final)
+        self._last_there = self._service.begin(self._last_true)
         return True
 
     def _abandon(self) -> None:

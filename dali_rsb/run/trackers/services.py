@@ -24,7 +24,8 @@ class Service(Protocol):
         """Make the run there, or find it again.
 
         Args:
-            last_images: place of the last point that is final; later ones there are no longer true.
+            last_images: place of the last point that it can have; later ones there are of what was
+                lost, as the run goes on from an earlier checkpoint, and must go.
 
         Returns:
             Place of the last point that it has, -1 for none: later ones are to come.
