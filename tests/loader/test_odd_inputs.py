@@ -363,6 +363,15 @@ def test_a_gpu_that_fails_is_not_an_images_fault(six_files, monkeypatch):
     )
 
 
+def test_replaced_images_are_counted_once_however_they_are_found(six_files):
+    six_files.path(5).write_bytes(b"no image")  # seen by its header, before the batch is built
+    png = six_files.path(2).read_bytes()
+    six_files.path(2).write_bytes(png[: len(png) // 2])  # makes the pipeline fail
+    bad_images = BadImages(six_files, max_fraction=0.5)
+    _train_batches(six_files, "roi", bad_images, **WHOLE_IMAGE)  # which compares the counts
+    assert {*bad_images.replacements} == {2, 5}
+
+
 def test_a_gif_may_stand_in(six_files):
     six_files.path(5).write_bytes(b"no image")
     bad_images = BadImages(six_files)
