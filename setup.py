@@ -24,6 +24,16 @@ EXPORT = [  # `dali-rsb export` to safetensors, the hub and ONNX
 ]
 
 
+# Each is one of `tracking.trackers`, by its name.
+TRACKERS = {
+    "tensorboard": ["tensorboard>=2.16"],
+    "wandb": ["wandb>=0.19"],
+    "trackio": ["trackio>=0.40"],  # its releases until now need Pillow 12, constraints.txt has 13
+    # The client without MLflow's server and user interface; the other two are for local files.
+    "mlflow": ["mlflow-skinny>=3.1", "sqlalchemy>=2", "alembic>=1.13"],
+}
+
+
 class BuildWithRecipes(build_py):
     """Puts the recipes of `configs/` into the package, where `dali-rsb train a3` finds them."""
 
@@ -67,10 +77,14 @@ setup(
         "timm": TIMM,
         "export": EXPORT,
         "docs": DOCS,
+        **TRACKERS,
         "test": [
             *QUICKSTART,
             *EXPORT,
             *DOCS,
+            *TRACKERS["tensorboard"],
+            *TRACKERS["wandb"],
+            *TRACKERS["mlflow"],
             "torchvision",
             "webdataset>=1.0",
             "scikit-image>=0.22",

@@ -29,7 +29,6 @@ from typing import Any
 
 from dali_rsb.checks.machine.software import DALI_DISTRIBUTIONS
 from dali_rsb.errors import UserError
-from dali_rsb.system.cpus import available_cpus, cpu_model
 
 PACKAGES = ("torch", "torchvision", "timm", *DALI_DISTRIBUTIONS, "ffcv", "numpy", "pillow")
 CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -414,22 +413,12 @@ def _how_it_ended(process: BaseProcess) -> str:
 
 def describe_machine() -> dict[str, Any]:
     """CPU, usable cores, memory, load, and the GPU where there is one."""
-    import torch
+    from dali_rsb.run.environment import machine
 
-    memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    machine: dict[str, Any] = {
-        "cpu": cpu_model(),
-        "cpus_of_machine": os.cpu_count(),
-        "cpus_usable": available_cpus(),
-        "memory_gib": round(memory_bytes / 2**30, 1),
-        "load_average_1min": round(os.getloadavg()[0], 2),
-        "kernel": platform.release(),
-    }
-    if torch.cuda.is_available():
-        machine["gpu"] = torch.cuda.get_device_name()
-        machine["gpus"] = torch.cuda.device_count()
-        machine["driver"] = _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv")
-    return machine
+    found = {**machine(), "load_average_1min": round(os.getloadavg()[0], 2)}
+    if "gpu" in found:
+        found["driver"] = _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv")
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from dali_rsb.errors import UserError, run_command, suggestion
 COMMANDS = {
     "train": "train a model by a configuration, or resume a run",
     "finetune": "go on from any weights on images of your own",
+    "sweep": "train several seeds, and two values of a key, and compare them",
     "evaluate": "accuracy of weights, several at once, on any labelled images",
     "export": "take a model to timm, the Hugging Face hub, ONNX or torch.export",
     "average": "average the weights of several checkpoints",

@@ -19,6 +19,7 @@ from dali_rsb.config.sections import (
     Run,
     Schedule,
     Section,
+    Tracking,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Run",
     "Schedule",
     "Section",
+    "Tracking",
     "load_config",
     "override_config",
     "with_values",

@@ -68,6 +68,8 @@ def _kind(schema: dict[str, Any]) -> str:
         return " | ".join(map(str, schema["enum"]))
     if "const" in schema:
         return str(schema["const"])
+    if schema["type"] == "array" and "maxItems" not in schema:
+        return f"list of {_kind(schema['items'])}"
     kind = {
         "integer": "whole number",
         "number": "number",

@@ -48,6 +48,11 @@ def _weights_source(source: str) -> str:
     return str(_absolute(Path(source)))
 
 
+def _one_or_more(value: object) -> object:
+    """A single word where a list is meant."""
+    return (value,) if isinstance(value, str) else value
+
+
 def _own_name(name: str) -> str:
     if not name or name.startswith(".") or any(c in "/\\" or not c.isprintable() for c in name):
         raise ValueError("give a printable name without slashes that begins with no dot")
@@ -65,6 +70,17 @@ DeviceBatch = Annotated[int, Field(gt=0, le=65536)]
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
 WeightsSource = Annotated[str, AfterValidator(_weights_source)]
 ClassNames = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Labels = Annotated[
+    tuple[Label, ...],
+    Field(strict=False),
+    BeforeValidator(_one_or_more),
+]
+TrackerNames = Annotated[
+    tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...],
+    Field(strict=False),
+    BeforeValidator(_one_or_more),
+]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 Triple = Annotated[tuple[float, float, float], Field(strict=False)]
 
@@ -386,6 +402,35 @@ class Run(Section):
     )
 
 
+class Tracking(Section):
+    """Services that take the numbers of a run, beside metrics.csv and metrics.jsonl."""
+
+    trackers: TrackerNames = Field(
+        (), description="the services, each an extra of this package; [] for none"
+    )
+    project: Label = Field(
+        "dali_rsb", description="project, or experiment, that the run is filed under"
+    )
+    name: Label | None = Field(
+        None, description="name of the run there; default: that of the run folder"
+    )
+    tags: Labels = Field((), description="tags of the run there")
+    mode: Literal["online", "offline"] = Field(
+        "online",
+        description="online: to the server that the service is set up for; offline: local files",
+    )
+    dir: FilePath | None = Field(
+        None,
+        description="folder of the local files of wandb, trackio and mlflow, which several runs "
+        "can share; default: the run folder",
+    )
+    checkpoints: Literal["none", "end", "all"] = Field(
+        "end",
+        description="which checkpoints wandb, trackio and mlflow get: none, the last and the best "
+        "one when the run ends or stops, or all",
+    )
+
+
 class Config(Section):
     """A whole run. The sections stand in the order of the data."""
 
@@ -402,6 +447,7 @@ class Config(Section):
     ema: Ema = Ema()
     evaluation: Evaluation = Evaluation()
     run: Run = Run()
+    tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Config:
@@ -428,6 +474,10 @@ class Config(Section):
             (
                 data.sampling == "balanced" and self.augment.repeats > 1,
                 "data.sampling: balanced is for augment.repeats=1; set one of them",
+            ),
+            (
+                len({*self.tracking.trackers}) < len(self.tracking.trackers),
+                "tracking.trackers: names each service once",
             ),
             (min(data.std) < 1e-6, "data.std: must be above 0 in every channel"),
             (max(map(abs, (*data.mean, *data.std))) > 1e3, "data.mean, data.std: of [0, 1] values"),

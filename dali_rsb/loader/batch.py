@@ -54,6 +54,7 @@ class Batch:
         num_valid: rows from here on are padding (evaluation only).
         mixing: who mixes with whom, or None.
         erasing: which boxes are erased after mixing, on the host, or None.
+        replaced: how many rows show another image, as their own cannot be used.
     """
 
     images: Tensor
@@ -61,6 +62,7 @@ class Batch:
     num_valid: int
     mixing: BatchMixing | None = None
     erasing: ErasingDraws | None = None
+    replaced: int = 0
 
     def mixed(self, mean: Channels, std: Channels, dtype: torch.dtype) -> MixedBatch:
         """Normalise the images, mix, cast and erase them, and pair their labels.

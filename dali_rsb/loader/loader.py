@@ -37,8 +37,14 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class _Run:
-    """An iteration of a pipeline that is in flight, and the batches that come of it."""
+    """An iteration of a pipeline that is in flight, and the batches that come of it.
 
+    Attributes:
+        asked: the batches that were asked for.
+        specs: the same with bad images replaced.
+    """
+
+    asked: tuple[BatchSpec, ...]
     specs: tuple[BatchSpec, ...]
     prepared: PreparedRun
 
@@ -121,8 +127,8 @@ class Loader:
         """Free the pipelines with their threads and buffers; the next batches build them again."""
         self._runner.reset()
 
-    def _submit(self, specs: tuple[BatchSpec, ...]) -> _Run:
-        specs = self._replaced(specs)
+    def _submit(self, asked: tuple[BatchSpec, ...]) -> _Run:
+        specs = self._replaced(asked)
         if self._bad_images.admit(joined_indices(specs)):
             specs = self._replaced(specs)
         prepared = self._samples.prepare(*specs)
@@ -131,7 +137,7 @@ class Loader:
         prepared.take_whole_images(copied)
         _check_windows(prepared.inputs)
         self._runner.submit(prepared.inputs)
-        return _Run(specs, prepared)
+        return _Run(asked, specs, prepared)
 
     def _replaced(self, specs: tuple[BatchSpec, ...]) -> tuple[BatchSpec, ...]:
         return tuple(replace_indices(spec, self._bad_images.replacements) for spec in specs)
@@ -161,7 +167,7 @@ class Loader:
 
     def _restart(self, waiting: deque[_Run]) -> None:
         """Start the iterations in flight again."""
-        runs = [run.specs for run in waiting]
+        runs = [run.asked for run in waiting]
         self._runner.reset()
         waiting.clear()
         waiting.extend(self._submit(specs) for specs in runs)
@@ -173,8 +179,10 @@ class Loader:
         sizes = [len(spec.indices) for spec in run.specs]
         parts = zip(images.split(sizes), labels.split(sizes), strict=True)
         draws = zip(run.prepared.mixes, run.prepared.erasings, strict=True)
-        for spec, (mix, erasing), (part, of_part) in zip(run.specs, draws, parts, strict=True):
-            yield Batch(part, of_part, spec.num_valid, self._mixing(mix), erasing)
+        pairs = zip(run.asked, run.specs, strict=True)
+        for (asked, spec), (mix, erasing), (part, of_part) in zip(pairs, draws, parts, strict=True):
+            replaced = int((asked.indices != spec.indices).sum())
+            yield Batch(part, of_part, spec.num_valid, self._mixing(mix), erasing, replaced)
 
     def _mixing(self, mix: MixDraws | None) -> BatchMixing | None:
         if mix is None:

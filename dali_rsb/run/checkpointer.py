@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +22,7 @@ from dali_rsb.run.checkpoint import (
     save_checkpoint,
     with_judged_weights,
 )
+from dali_rsb.run.records import SavedCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Checkpointer:
         keep: how many of the last checkpoints stay, the newest included.
         max_failures: writes that fail in a row before the run must stop.
         every_s: seconds between checkpoints, None for no such rule.
+        on_saved: is told of each checkpoint that is in its place, on the thread that wrote it.
     """
 
     def __init__(
@@ -53,11 +55,13 @@ class Checkpointer:
         keep: int = 2,
         max_failures: int = 5,
         every_s: float | None = None,
+        on_saved: Callable[[SavedCheckpoint], None] = lambda saved: None,
     ) -> None:
         self._folder = folder
         self._keep = keep
         self._max_failures = max_failures
         self._every_s = every_s
+        self._on_saved = on_saved
         self._saved_s = time.monotonic()
         self._failures = 0
         self._reason = ""
@@ -77,8 +81,7 @@ class Checkpointer:
     def best(self) -> Path | None:
         """The best checkpoint, None where there is none; waits until it is written."""
         self.wait()
-        path = None if self._folder is None else self._folder / _BEST
-        return path if path is not None and path.is_file() else None
+        return None if self._folder is None else _best_checkpoint(self._folder)
 
     @property
     def is_due(self) -> bool:
@@ -154,6 +157,9 @@ class Checkpointer:
             )
         else:
             self._failures = 0
+            done, is_open = state.get("updates_done", 0), state.get("is_epoch_open", False)
+            best = _best_checkpoint(folder)
+            self._on_saved(SavedCheckpoint(done, is_open, folder / _LAST, best))
 
     def _rotate(self, folder: Path) -> None:
         """Move the older checkpoints on by one; last.pt stays until another takes its place."""
@@ -165,6 +171,10 @@ class Checkpointer:
                 (folder / newer).replace(folder / older)
         if self._keep > 1:
             _link(folder / _LAST, folder / _earlier(1))
+
+
+def _best_checkpoint(folder: Path) -> Path | None:
+    return folder / _BEST if (folder / _BEST).is_file() else None
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -30,6 +30,7 @@ class Interval:
         skipped: updates skipped for inf or NaN in their gradients.
         skipped_in_row: the last so many updates were skipped; may reach back further than the
             interval.
+        replaced: bad images that others stood in for, of all processes.
     """
 
     loss: float
@@ -38,6 +39,7 @@ class Interval:
     updates: int
     skipped: int = 0
     skipped_in_row: int = 0
+    replaced: int = 0
 
 
 class Meter:
@@ -56,6 +58,7 @@ class Meter:
         self._skipped = torch.zeros((), device=processes.device)
         self._skipped_in_row = torch.zeros((), device=processes.device)
         self._updates = 0
+        self._replaced = 0.0  # of this process
         self._start_s = time.perf_counter()
         self._before = _Totals()  # times of this interval from before a `state_dict`
         self._epoch = _Totals()
@@ -69,6 +72,7 @@ class Meter:
             except StopIteration:
                 return
             self._processes.note()
+            self._replaced += batch.replaced
             yield batch
 
     def add(self, loss: Tensor, skipped: Tensor) -> None:
@@ -90,17 +94,21 @@ class Meter:
     def read(self) -> Interval:
         """The interval since the last reading (all processes must read); starts the next."""
         totals = _Totals(self._updates)
-        sums = torch.stack([self._loss, self._skipped, self._skipped_in_row]).double()
-        means = (self._processes.sum(sums) / self._processes.world_size).tolist()
+        own = [self._loss, self._skipped, self._skipped_in_row, self._replaced_on_device()]
+        sums = self._processes.sum(torch.stack(own).double())
+        means = (sums / self._processes.world_size).tolist()
         totals.loss, totals.skipped, skipped_in_row = means[0], round(means[1]), round(means[2])
+        replaced = round(means[3] * self._processes.world_size)
         self._read_times()
         totals.wait_s, totals.time_s = self._before.wait_s, self._before.time_s
         self._before = _Totals()
         self._loss.zero_()
         self._skipped.zero_()
         self._updates = 0
+        self._replaced = 0.0
         self._epoch.add(totals)
-        return replace(totals.interval(self._images_per_update), skipped_in_row=skipped_in_row)
+        interval = totals.interval(self._images_per_update)
+        return replace(interval, skipped_in_row=skipped_in_row, replaced=replaced)
 
     def read_epoch(self) -> Interval:
         """All intervals since `restart_epoch`."""
@@ -122,8 +130,9 @@ class Meter:
         }
 
     def partial_sums(self) -> Tensor:
-        """float32 [3] on the CPU: what this process alone has summed up in the interval."""
-        return torch.stack([self._loss, self._skipped, self._skipped_in_row]).cpu()
+        """float32 [4] on the CPU: what this process alone has summed up in the interval."""
+        own = [self._loss, self._skipped, self._skipped_in_row, self._replaced_on_device()]
+        return torch.stack(own).cpu()
 
     def load_state_dict(self, state: Mapping[str, Any], partial_sums: Sequence[Tensor]) -> None:
         """Go on where another meter stood.
@@ -131,6 +140,7 @@ class Meter:
         Args:
             state: its `state_dict`.
             partial_sums: of all processes then; as many as now, or their mean is shared out.
+                Those of earlier versions have no fourth.
         """
         self._epoch, self._before = _Totals(**state["epoch"]), _Totals(**state["interval"])
         self._updates = state["updates"]
@@ -139,10 +149,13 @@ class Meter:
             own = partial_sums[processes.rank]
         else:
             own = torch.stack([*partial_sums]).mean(0)
-        for total, value in zip(
-            (self._loss, self._skipped, self._skipped_in_row), own, strict=True
-        ):
+        totals = (self._loss, self._skipped, self._skipped_in_row)
+        for total, value in zip(totals, own[:3], strict=True):
             total.copy_(value)
+        self._replaced = float(own[3:].sum())
+
+    def _replaced_on_device(self) -> Tensor:
+        return torch.tensor(self._replaced, device=self._processes.device)
 
     def _read_times(self) -> None:
         now_s = time.perf_counter()

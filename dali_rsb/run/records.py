@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True)
+class TrackingOptions:
+    """Which tracking services take the numbers of a run, beside its own files, and how.
+
+    Attributes:
+        services: their names, see `run.trackers.services`.
+        project: what the services file the run under.
+        name: of the run there; None for that of its folder.
+        tags: of the run there.
+        is_offline: all is kept in local files.
+        folder: of these files; None for the run folder.
+        checkpoints: which of them the services get: "none", those at the "end", or "all".
+    """
+
+    services: tuple[str, ...] = ()
+    project: str = "dali_rsb"
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    is_offline: bool = False
+    folder: Path | None = None
+    checkpoints: str = "end"
 
 
 @dataclass(frozen=True)
@@ -18,6 +41,11 @@ class RunInfo:
         updates_per_epoch: updates of each epoch.
         updates_done: where the run starts; above 0 it was resumed, and reports from there on again.
         is_epoch_open: the last update of an epoch is done, its evaluation and row are not.
+        images_per_update: the global batch.
+        run_id: the same for a run and whatever it is resumed as; "" where no service needs it.
+        environment: versions and hardware by name.
+        tracking: the services that take its numbers.
+        checkpoint: that it goes on from, where it lies in the folder.
     """
 
     folder: Path
@@ -25,6 +53,11 @@ class RunInfo:
     updates_per_epoch: int
     updates_done: int
     is_epoch_open: bool = False
+    images_per_update: int = 1
+    run_id: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    tracking: TrackingOptions = TrackingOptions()
+    checkpoint: SavedCheckpoint | None = None
 
     @property
     def first_epoch(self) -> int:
@@ -45,6 +78,8 @@ class UpdateRow:
         img_per_s: images of all processes.
         data_wait: percent of the time.
         skipped: updates skipped for inf or NaN in their gradients.
+        replaced: bad images that others stood in for, of all processes.
+        images: seen since the run began, of all processes.
     """
 
     epoch: int
@@ -56,6 +91,8 @@ class UpdateRow:
     img_per_s: float
     data_wait: float
     skipped: int
+    replaced: int = 0
+    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,3 +116,19 @@ class EpochRow:
     ema_top1: float | None
     ema_top5: float | None
     time_s: float
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A checkpoint that is in its place: what was reported up to it is final.
+
+    Attributes:
+        updates_done: where a run goes on from it.
+        is_epoch_open: the row of the epoch that ends there is not covered.
+        last, best: the files; `best` is None where no evaluation has been saved.
+    """
+
+    updates_done: int
+    is_epoch_open: bool
+    last: Path
+    best: Path | None

@@ -36,6 +36,8 @@ from dali_rsb.optim import CosineSchedule, ModelEma, create_optimizer, describe_
 from dali_rsb.optim.freezing import freeze
 from dali_rsb.run.checkpoint import load_checkpoint
 from dali_rsb.run.processes import Processes
+from dali_rsb.run.records import TrackingOptions
+from dali_rsb.run.trackers.services import check_installed
 from dali_rsb.system.cpus import threads_per_process
 from dali_rsb.training.datasets import open_datasets
 from dali_rsb.training.initial_weights import as_begun, with_preprocessing
@@ -81,6 +83,8 @@ def build_trainer(
         processes.world_size > 1 or processes.device.type != "cuda"
     ):
         raise UserError("run.cuda_graph=true is for one process on a GPU; set run.cuda_graph=false")
+    if processes.is_first:
+        check_installed(config.tracking.trackers)
     # Before the seed: timm draws numbers for a model that it fills with weights.
     config, weights, taken_over = _begin(config, processes, resume, weights)
     torch.manual_seed(config.run.seed)
@@ -168,6 +172,15 @@ def build_trainer(
         resolved_config,
         [line for line in introduction if line is not None],
         progress,
+        TrackingOptions(
+            services=config.tracking.trackers,
+            project=config.tracking.project,
+            name=config.tracking.name,
+            tags=config.tracking.tags,
+            is_offline=config.tracking.mode == "offline",
+            folder=config.tracking.dir,
+            checkpoints=config.tracking.checkpoints,
+        ),
     )
 
 

@@ -58,12 +58,14 @@ class Progress:
         is_epoch_open: the last update of an epoch is done, its evaluation and row are not.
         meter: the meter's `state_dict`, None for an epoch's first update.
         partial_sums: the meters' `partial_sums` of all processes.
+        run_id: by which tracking services know the run, "" where none has taken its numbers.
     """
 
     best_top1: float = 0.0
     is_epoch_open: bool = False
     meter: Mapping[str, Any] | None = None
     partial_sums: Sequence[Tensor] = ()
+    run_id: str = ""
 
 
 def run_state(
@@ -75,6 +77,7 @@ def run_state(
     config: Mapping[str, Any],
     classes: Sequence[str],
     processes: Processes,
+    run_id: str = "",
 ) -> dict[str, Any]:
     """All that a later run needs to go on with the same bits, and what others need of it.
 
@@ -82,7 +85,7 @@ def run_state(
     statistics and the sums of the meter differ between them. "model" and "ema" have the mean.
 
     Args:
-        best_top1, is_epoch_open: see `Progress`.
+        best_top1, is_epoch_open, run_id: see `Progress`.
         config: the whole configuration, as plain values.
         classes: names of the classes, in the order of the labels.
     """
@@ -106,6 +109,7 @@ def run_state(
         "config": dict(config),
         "classes": list(classes),
         "environment": environment(processes),
+        **({"run_id": run_id} if run_id else {}),
     }
 
 
@@ -171,6 +175,7 @@ def restore_run(
         bool(state.get("is_epoch_open", False)),
         state.get("meter"),
         [rank["partial_sums"] for rank in ranks],
+        str(state.get("run_id", "")),
     )
 
 

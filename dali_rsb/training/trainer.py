@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +24,17 @@ from dali_rsb.loader.warm_up import warm_up_evaluation, warm_up_training
 from dali_rsb.optim import CosineSchedule
 from dali_rsb.run.agreement import Agreement
 from dali_rsb.run.checkpointer import Checkpointer
+from dali_rsb.run.environment import environment, machine
 from dali_rsb.run.log import RunLog
 from dali_rsb.run.meter import Meter
 from dali_rsb.run.processes import Processes
-from dali_rsb.run.records import EpochRow, RunInfo, UpdateRow
+from dali_rsb.run.records import (
+    EpochRow,
+    RunInfo,
+    SavedCheckpoint,
+    TrackingOptions,
+    UpdateRow,
+)
 from dali_rsb.run.signals import Stopped, stop_requests
 from dali_rsb.run.trackers import start_trackers
 from dali_rsb.training.messages import device_memory, diverged, stuck
@@ -79,6 +87,7 @@ class Trainer:
         config: the whole configuration as plain values, for checkpoints and trackers alone.
         introduction: lines that the log begins with.
         progress: where the run stands, beside its step.
+        tracking: the services that take the run's numbers.
     """
 
     def __init__(
@@ -93,6 +102,7 @@ class Trainer:
         config: Mapping[str, Any],
         introduction: Sequence[str] = (),
         progress: Progress | None = None,
+        tracking: TrackingOptions = TrackingOptions(),  # noqa: B008 (frozen)
     ) -> None:
         self.step = step
         self.samples = samples
@@ -104,6 +114,10 @@ class Trainer:
         self._options = options
         self.config = config
         self._progress = progress or Progress()
+        self._tracking = tracking
+        self._run_id = self._progress.run_id
+        if tracking.services and not self._run_id:
+            self._run_id = uuid.uuid4().hex[:12]
         self._best_top1 = self._progress.best_top1
         # The last update of the epoch, or of the run, is done, its evaluation and row are not.
         self._is_epoch_open = self._progress.is_epoch_open
@@ -129,6 +143,7 @@ class Trainer:
             self._options.keep_checkpoints,
             self._options.max_checkpoint_failures,
             None if minutes is None else 60 * minutes,
+            lambda saved: self._trackers.log_checkpoint(saved),
         )
         self._log = RunLog(folder)
         for line in self.introduction:
@@ -198,12 +213,21 @@ class Trainer:
     def _run_info(self, folder: Path | None) -> RunInfo | None:
         if folder is None:
             return None
+        done, is_open, last = self.step.updates_done, self._is_epoch_open, self._checkpointer.last
+        saved = None
+        if done and last is not None:
+            saved = SavedCheckpoint(done, is_open, last, self._checkpointer.best)
         return RunInfo(
             folder,
             self.config,
             self._updates_per_epoch,
-            self.step.updates_done,
-            self._is_epoch_open,
+            done,
+            is_open,
+            self.samples.layout.global_batch,
+            self._run_id,
+            {**environment(self.processes), **machine()},
+            self._tracking,
+            saved,
         )
 
     def _warm_up(self, epoch: int, update: int) -> None:
@@ -262,6 +286,8 @@ class Trainer:
             img_per_s=interval.img_per_s,
             data_wait=interval.data_wait,
             skipped=interval.skipped,
+            replaced=interval.replaced,
+            images=updates_done * self.samples.layout.global_batch,
         )
         spent_s = time.perf_counter() - self._start_s
         made = updates_done - self._start_updates
@@ -332,6 +358,7 @@ class Trainer:
             self.config,
             self.samples.index.classes,
             self.processes,
+            self._run_id,
         )
         self._checkpointer.save(state, is_best)
 

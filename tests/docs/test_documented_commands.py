@@ -28,6 +28,7 @@ ELSEWHERE = {
     "torchrun --nproc_per_node=8 -m dali_rsb.evaluate": "evaluation/test_evaluate.py",
     "torchrun --nproc_per_node=8 -m dali_rsb.train": "test_train.py",
     "torchrun --nproc_per_node=2 -m dali_rsb.finetune": "training/test_finetuning.py",
+    "dali-rsb sweep": "sweeps/test_sweep.py",
     "dali-rsb doctor": "checks/test_doctor.py",
     "python -m dali_rsb.doctor": "checks/test_doctor.py",
 }

@@ -194,7 +194,10 @@ def _train_batches(index, decode_mode, bad_images=None, **options):
     starts = range(0, len(index), 8)
     indices = [np.arange(start, min(start + 8, len(index))) for start in starts]
     specs = [BatchSpec(i, len(i), 0, range(i[0], i[0] + len(i))) for i in indices]
-    return np.concatenate([batch.images.numpy() for batch in loader.batches(specs)])
+    batches = [*loader.batches(specs)]
+    missing = np.isin(np.concatenate(indices), [*bad_images.replacements]).sum()
+    assert sum(batch.replaced for batch in batches) == missing
+    return np.concatenate([batch.images.numpy() for batch in batches])
 
 
 def _eval_batches(index, size_px=SIZE_PX):
@@ -358,6 +361,15 @@ def test_a_gpu_that_fails_is_not_an_images_fault(six_files, monkeypatch):
     assert six_files.image_arrays(np.array([3]))[0].tobytes() == (
         bad_images.conversions.image_array(3).tobytes()
     )
+
+
+def test_replaced_images_are_counted_once_however_they_are_found(six_files):
+    six_files.path(5).write_bytes(b"no image")  # seen by its header, before the batch is built
+    png = six_files.path(2).read_bytes()
+    six_files.path(2).write_bytes(png[: len(png) // 2])  # makes the pipeline fail
+    bad_images = BadImages(six_files, max_fraction=0.5)
+    _train_batches(six_files, "roi", bad_images, **WHOLE_IMAGE)  # which compares the counts
+    assert {*bad_images.replacements} == {2, 5}
 
 
 def test_a_gif_may_stand_in(six_files):

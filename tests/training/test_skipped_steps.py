@@ -233,6 +233,25 @@ def test_meter_leaves_out_and_counts_skipped_updates():
     assert (epoch.loss, epoch.skipped, epoch.updates) == (pytest.approx(3.0), 4, 7)
 
 
+def test_meter_counts_replaced_images_across_a_checkpoint():
+    meter = Meter(CPU, images_per_update=4)
+    images, labels = torch.zeros(4, 1, 1, 3, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64)
+    batches = [Batch(images, labels, 4, replaced=number) for number in (2, 0, 1, 5)]
+    taken = meter.timed(iter(batches))
+    for _ in range(3):
+        next(taken)
+        meter.add(torch.tensor(1.0), torch.tensor(0.0))
+    resumed = Meter(CPU, images_per_update=4)
+    resumed.load_state_dict(meter.state_dict(), [meter.partial_sums()])
+    for each in (meter, resumed):
+        assert each.read().replaced == 3
+    next(taken)
+    meter.add(torch.tensor(1.0), torch.tensor(0.0))
+    of_earlier_version = meter.partial_sums()[:3]
+    resumed.load_state_dict(meter.state_dict(), [of_earlier_version])
+    assert (meter.read().replaced, resumed.read().replaced) == (5, 0)
+
+
 @pytest.fixture
 def trainer_with(digits):
     def build(*overrides, spoilt=(), resume=None):

@@ -8,8 +8,9 @@ from functools import partial
 from typing import Protocol
 
 from dali_rsb.errors import UserError
-from dali_rsb.run.records import EpochRow, RunInfo, UpdateRow
+from dali_rsb.run.records import EpochRow, RunInfo, SavedCheckpoint, UpdateRow
 from dali_rsb.run.trackers.csv_file import CsvFile
+from dali_rsb.run.trackers.feed import Feed
 from dali_rsb.run.trackers.jsonl_file import JsonlFile
 
 logger = logging.getLogger(__name__)
@@ -24,12 +25,16 @@ class Tracker(Protocol):
     def log_epoch(self, row: EpochRow) -> None:
         """Take the row of an epoch."""
 
+    def log_checkpoint(self, saved: SavedCheckpoint) -> None:
+        """Take note that a checkpoint is in its place; called on the thread that wrote it."""
+
     def close(self) -> None:
         """Write out what is left; called once, also where the run failed."""
 
 
-# The trackers of every run, each called with its `RunInfo`.
-TRACKERS: tuple[Callable[[RunInfo], Tracker], ...] = (CsvFile, JsonlFile)
+# The trackers of every run, each called with its `RunInfo`. The feed of the services comes last: it
+# begins with what the files hold.
+TRACKERS: tuple[Callable[[RunInfo], Tracker], ...] = (CsvFile, JsonlFile, Feed)
 
 
 class Trackers:
@@ -46,6 +51,10 @@ class Trackers:
     def log_epoch(self, row: EpochRow) -> None:
         for tracker in self._trackers:
             self._try(tracker, partial(tracker.log_epoch, row))
+
+    def log_checkpoint(self, saved: SavedCheckpoint) -> None:
+        for tracker in self._trackers:
+            self._try(tracker, partial(tracker.log_checkpoint, saved))
 
     def close(self) -> None:
         for tracker in self._trackers:

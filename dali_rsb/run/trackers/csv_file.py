@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from dali_rsb.run.records import EpochRow, RunInfo, UpdateRow
+from dali_rsb.run.records import EpochRow, RunInfo, SavedCheckpoint, UpdateRow
 from dali_rsb.system.atomic import atomic_file
 from dali_rsb.system.files import MissingFileError, UnreadableFileError, read_text
 
@@ -48,6 +48,9 @@ class CsvFile:
     def log_epoch(self, row: EpochRow) -> None:
         self._rows.append(asdict(row))
         self._write()
+
+    def log_checkpoint(self, saved: SavedCheckpoint) -> None:
+        """Nothing: the rows are written already."""
 
     def close(self) -> None:
         """Nothing is left open."""

@@ -1,0 +1,106 @@
+"""Small runs in processes that a test kills, stops and resumes.
+
+They are children of multiprocessing's fork server, which has imported everything once: a run takes
+about a second, where a command would take that many times over to start.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dali_rsb import train
+from dali_rsb.errors import run_command
+
+CONFIG = """
+data: {{train: {root}/train, val: {root}/val, threads: 1}}
+augment: {{size: 32, scale: [0.6, 1.0]}}
+mixing: {{mixup: 0.1, cutmix: 1.0}}
+model: {{name: "timm:test_resnet", num_classes: 2}}
+optimizer: {{name: lamb, batch_size: 16, lr: 5e-3}}
+schedule: {{epochs: 3, warmup_epochs: 1}}
+ema: {{decay: 0.9}}
+evaluation: {{size: 32, batch_per_device: 8}}
+run: {{device: cpu, log_every: 2, checkpoint_every: 1, warm_up: false}}
+"""
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["timm", "pytest", "dali_rsb.train", "killed_runs"])
+
+
+def write_recipe(root):
+    """A configuration file: 64 images of two classes, 4 updates an epoch, 3 epochs."""
+    generator = np.random.default_rng(0)
+    for split, number in (("train", 32), ("val", 12)):
+        for label, name in enumerate("ab"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for image in range(number):
+                pixels = generator.integers(0, 160, (40, 40, 3)) + 90 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{image}.jpg")
+    path = root / "tiny.yaml"
+    path.write_text(CONFIG.format(root=root))
+    return path
+
+
+def count_down(number, event):
+    """Make an audit hook that kills this process at the `number`-th event in a run folder."""
+    left = [number]
+    names = ("open", "os.rename", "os.link", "os.remove", "os.truncate", "os.mkdir")
+
+    def hook(name, arguments):
+        if name in names and event in str(arguments[0]):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return hook
+
+
+def kill_in_write(number):
+    """Kill this process inside the `number`-th write of a checkpoint's bytes."""
+    from dali_rsb.run.sealed_file import SealingWriter
+
+    left, put = [number], SealingWriter._put
+
+    def half(self, data):
+        left[0] -= 1
+        if left[0] == 0:
+            put(self, data[: len(data) // 2])
+            self._file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        put(self, data)
+
+    SealingWriter._put = half
+
+
+def run(recipe, folder, prepare=None, overrides=(), rank=0, world_size=1, port=0):
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_PORT=str(port))
+    os.environ.update(LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
+    output = os.open(f"{folder}.{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if prepare is not None:
+        prepare()
+    sys.argv = ["train", str(recipe), f"run.dir={folder}", *overrides, "--resume", "auto"]
+    run_command(train.main)
+
+
+def start(recipe, folder, prepare=None, **options):
+    process = FORKS.Process(target=run, args=(recipe, folder, prepare), kwargs=options)
+    process.start()
+    return process
+
+
+def end(process, timeout_s=120):
+    process.join(timeout_s)
+    assert process.exitcode is not None, "does not end"
+    return process.exitcode
+
+
+def kill_at_event(number, folder):
+    sys.addaudithook(count_down(number, str(folder) + "/"))
