@@ -49,7 +49,7 @@ setup(
     # Said, so that an editable install puts this folder on the path. Otherwise setuptools installs
     # an import hook that comes last, behind a folder that happens to be called `pipelines`.
     package_dir={"": "."},
-    package_data={"dali_rsb": ["py.typed"], "pipelines": ["py.typed"]},
+    package_data={"dali_rsb": ["py.typed", "pictures/page.html"], "pipelines": ["py.typed"]},
     cmdclass={"build_py": BuildWithRecipes},
     entry_points={"console_scripts": ["dali-rsb = dali_rsb.__main__:script"]},
     install_requires=[
@@ -59,6 +59,7 @@ setup(
         "pydantic>=2.7",
         "pyyaml>=6",
         "tqdm>=4.66",
+        "jinja2>=3.1",  # HTML pages; PyTorch needs it anyway
     ],
     extras_require={
         "cuda12": CUDA12,
