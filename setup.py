@@ -22,6 +22,11 @@ EXPORT = [  # `dali-rsb export` to safetensors, the hub and ONNX
     "safetensors>=0.4.5",
     "huggingface_hub>=0.30",
 ]
+PICTURES = [  # `dali-rsb report` and `gradcam`
+    "matplotlib>=3.8",
+    # Against grad-cam: no OpenCV and no ttach, nothing but Matplotlib beside what is here already.
+    "torchcam>=0.5; python_version >= '3.11'",
+]
 
 
 class BuildWithRecipes(build_py):
@@ -67,10 +72,12 @@ setup(
         "quickstart": QUICKSTART,
         "timm": TIMM,
         "export": EXPORT,
+        "pictures": PICTURES,
         "docs": DOCS,
         "test": [
             *QUICKSTART,
             *EXPORT,
+            *PICTURES,
             *DOCS,
             "torchvision",
             "webdataset>=1.0",

@@ -1,0 +1,73 @@
+"""Drawings by Matplotlib, as parts of a page or as files; nothing here shows a window."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dali_rsb.errors import UserError
+from dali_rsb.pictures.page import Svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# One colour for each run; all can be told from white and from black ground.
+COLOURS = ("#3b82f6", "#e8590c", "#2b9a66", "#ab4aba", "#b8860b", "#e5484d", "#12a594", "#8d8d8d")
+# Stands for the page's own colour of text, dark or light, until the drawing is part of a page.
+_INK = "#102030"
+_DPI = 72  # a point of Matplotlib is a pixel of the page
+
+
+def new_figure(width_px: float, height_px: float) -> Figure:
+    """An empty figure that lays itself out.
+
+    Raises:
+        UserError: Matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(
+            "plots are drawn by Matplotlib, which is not installed; run: pip install matplotlib"
+        ) from error
+    size = (width_px / _DPI, height_px / _DPI)
+    return Figure(figsize=size, dpi=_DPI, layout="constrained")
+
+
+def to_svg(figure: Figure, alt: str, caption: Sequence[str] = ()) -> Svg:
+    """A figure as a drawing in the page's colours and with letters of the page's font."""
+    import matplotlib as mpl
+
+    for axes in figure.axes:
+        _take_ink(axes)
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dali_rsb"}):
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return Svg(file.getvalue().replace(_INK, "currentColor"), alt, caption)
+
+
+def to_png(figure: Figure) -> bytes:
+    """A figure as a PNG file on white ground."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=2 * _DPI, facecolor="white")
+    return file.getvalue()
+
+
+def _take_ink(axes: object) -> None:
+    """Draw text, ticks and frame of a figure's part in the page's colour, its grid faintly."""
+    from matplotlib.axes import Axes
+
+    assert isinstance(axes, Axes)
+    texts = [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+    if (legend := axes.get_legend()) is not None:
+        texts += legend.get_texts()
+    for text in texts:
+        if text.get_color() == "black":
+            text.set_color(_INK)
+    axes.tick_params(colors=_INK, which="both", labelsize=10, length=3)
+    for text in (axes.xaxis.get_offset_text(), axes.yaxis.get_offset_text()):
+        text.set_color(_INK)
+    for side, spine in axes.spines.items():
+        spine.set_color(_INK)
+        spine.set_visible(side in ("left", "bottom"))
