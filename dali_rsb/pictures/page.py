@@ -94,12 +94,14 @@ class Svg:
     Attributes:
         source: the SVG file; it is trusted, not escaped.
         alt, caption: as of a `Picture`.
+        min_width_px: on a narrower page it scrolls sideways instead of becoming too small to read.
     """
 
     kind: ClassVar[str] = "svg"
     source: str
     alt: str
     caption: Sequence[str | Mark] = ()
+    min_width_px: int = 0
 
     @property
     def markup(self) -> Markup:
@@ -113,10 +115,10 @@ class Svg:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures side by side, as many as fit into a line."""
+    """Pictures or drawings side by side, as many as fit into a line."""
 
     kind: ClassVar[str] = "gallery"
-    pictures: Sequence[Picture]
+    pictures: Sequence[Picture | Svg]
 
 
 Cell = str | Mark | Picture
@@ -148,7 +150,21 @@ class Facts:
     facts: Sequence[tuple[str, str] | tuple[str, str, str]]
 
 
-Block = Text | Code | Picture | Svg | Gallery | Table | Facts
+@dataclass(frozen=True)
+class Tabs:
+    """Several views of one thing, of which the reader chooses one; on paper all are printed.
+
+    Attributes:
+        name: of the choice, one of its own on the page, a word.
+        views: names of the views and what they show, at most 6.
+    """
+
+    kind: ClassVar[str] = "tabs"
+    name: str
+    views: Sequence[tuple[str, Sequence[Block]]]
+
+
+Block = Text | Code | Picture | Svg | Gallery | Table | Facts | Tabs
 
 
 @dataclass(frozen=True)

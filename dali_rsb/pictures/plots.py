@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,12 @@ def new_figure(width_px: float, height_px: float) -> Figure:
     return Figure(figsize=size, dpi=_DPI, layout="constrained")
 
 
-def to_svg(figure: Figure, alt: str, caption: Sequence[str] = ()) -> Svg:
-    """A figure as a drawing in the page's colours and with letters of the page's font."""
+def to_svg(figure: Figure, alt: str, caption: Sequence[str] = (), min_width_px: int = 0) -> Svg:
+    """A figure as a drawing in the page's colours and with letters of the page's font.
+
+    Args:
+        alt, caption, min_width_px: as of an `Svg`.
+    """
     import matplotlib as mpl
 
     for axes in figure.axes:
@@ -44,7 +49,9 @@ def to_svg(figure: Figure, alt: str, caption: Sequence[str] = ()) -> Svg:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dali_rsb"}):
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return Svg(file.getvalue().replace(_INK, "currentColor"), alt, caption)
+    source = file.getvalue().replace(_INK, "currentColor")
+    source = re.sub(r'(width|height)="([0-9.]+)pt"', r'\1="\2"', source, count=2)
+    return Svg(source, alt, caption, min_width_px)
 
 
 def to_png(figure: Figure) -> bytes:
@@ -57,17 +64,14 @@ def to_png(figure: Figure) -> bytes:
 def _take_ink(axes: object) -> None:
     """Draw text, ticks and frame of a figure's part in the page's colour, its grid faintly."""
     from matplotlib.axes import Axes
+    from matplotlib.text import Text
 
     assert isinstance(axes, Axes)
-    texts = [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
-    if (legend := axes.get_legend()) is not None:
-        texts += legend.get_texts()
-    for text in texts:
+    axes.tick_params(colors=_INK, which="both", labelsize=10, length=3)
+    for text in axes.findobj(Text):
+        assert isinstance(text, Text)
         if text.get_color() == "black":
             text.set_color(_INK)
-    axes.tick_params(colors=_INK, which="both", labelsize=10, length=3)
-    for text in (axes.xaxis.get_offset_text(), axes.yaxis.get_offset_text()):
-        text.set_color(_INK)
     for side, spine in axes.spines.items():
         spine.set_color(_INK)
         spine.set_visible(side in ("left", "bottom"))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
@@ -76,4 +77,5 @@ def save_run(folder, model="timm:planted", weights=None, ema=None, classes=CLASS
         "classes": list(classes),
     }
     save_checkpoint(folder / "best.pt", with_judged_weights(state))
+    (folder / "config.yaml").write_text(yaml.safe_dump(state["config"]))
     return folder
