@@ -134,9 +134,9 @@ def _lines(row: Row, column: Column, place: int) -> list[tuple[str, Any]]:
     predicted, target = int(maps.predicted[place]), int(maps.targets[place])
     chances, title = maps.probabilities[place], column.titles[predicted]
     tone = "plain" if row.title is None else "good" if title == row.title else "bad"
-    lines = [(f"{title} {100 * chances[predicted]:.1f} %", tone)]
+    lines = [(f"{title}, {100 * chances[predicted]:.1f} %", tone)]
     if target != predicted:
-        lines.append((f"map of {column.titles[target]} {100 * chances[target]:.1f} %", "plain"))
+        lines.append((f"map of {column.titles[target]}, {100 * chances[target]:.1f} %", "plain"))
     if not maps.heat[place].any():
         lines.append((_EMPTY, "bad"))
     return lines
@@ -164,7 +164,7 @@ def results(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 def grid(rows: Sequence[Row], columns: Sequence[Column]) -> bytes:
     """The maps as one picture, a PNG file."""
-    width, height = _WIDTH_PX + 12, _WIDTH_PX + 60
+    width, height = _WIDTH_PX + 12, _WIDTH_PX + 46
     figure = new_figure(width * (len(columns) + 1), height * len(rows) + 24)
     axes = figure.subplots(len(rows), len(columns) + 1, squeeze=False)
     for place, row in enumerate(rows):

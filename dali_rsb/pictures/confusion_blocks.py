@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dali_rsb.pictures.class_errors import ClassErrors
+from dali_rsb.pictures.class_errors import NUM_WORST, ClassErrors
 from dali_rsb.pictures.page import Block, Gallery, Mark, Picture, Svg, Table, Text
 from dali_rsb.pictures.plots import new_figure, to_svg
 
@@ -36,9 +36,9 @@ def confusion_blocks(found: ClassErrors) -> list[Block]:
         rows[-1].append(f"{result.confusions:,}")
     blocks.append(
         Table(
-            ["class", "images", "right, %", "most often taken for", "images so"],
+            ["class", "images", "right, %", "most often taken for", "times"],
             rows,
-            f"The worst {len(rows)} of {len(found.titles):,} classes",
+            f"{_which(len(rows))} of {len(found.titles):,} classes",
             numbers=(1, 2, 4),
         )
     )
@@ -48,13 +48,17 @@ def confusion_blocks(found: ClassErrors) -> list[Block]:
     return blocks
 
 
+def _which(number: int) -> str:
+    return f"The worst {number}" if number == NUM_WORST else f"With wrong answers: {number}"
+
+
 def _example(found: ClassErrors, number: int) -> Picture:
     example = found.examples[number]
     label, predicted = found.titles[example.label], found.titles[example.predicted]
     return Picture(
         example.image,
         f"{label}, taken for {predicted}",
-        [label, Mark(f"{predicted} {100 * example.probability:.0f} %"), example.name],
+        [label, Mark(f"taken for {predicted}, {100 * example.probability:.0f} %"), example.name],
         _EXAMPLE_PX,
         90,
         pixelated=example.image.width < _EXAMPLE_PX / 2,

@@ -21,6 +21,7 @@ from dali_rsb.system.files import MissingFileError, UnreadableFileError, read_te
 from dali_rsb.system.names import printable
 
 _FIX = "the report goes on without it"
+_TOO_LARGE = 10**15  # for an update, an image or a second
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Epoch:
     @property
     def top1(self) -> float | None:
         """What the run judges by: the accuracy of the EMA, where there is one."""
-        return self.row.val_top1 if self.row.ema_top1 is None else self.row.ema_top1
+        top1 = self.row.val_top1 if self.row.ema_top1 is None else self.row.ema_top1
+        return top1 if top1 is not None and math.isfinite(top1) else None
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def read_run(folder: Path, name: str) -> RunHistory:
         )
     config = load_config(folder / "config.yaml")
     lines, faults = _read_lines(folder / "metrics.jsonl")
-    rows = read_epochs(folder)
+    rows = _read_rows(folder)
     num_epochs = sum(line["kind"] == "epoch" for line in lines)
     if len(rows) < num_epochs:
         faults.append(
@@ -151,7 +153,7 @@ def read_run(folder: Path, name: str) -> RunHistory:
     intervals, ends, evaluations = _timed(lines, config.optimizer.batch_size)
     epochs = tuple(Epoch(row, ends.get(row.updates), evaluations.get(row.updates)) for row in rows)
     lengths = [line["num_updates"] for line in lines if line["kind"] == "update"]
-    lengths += [round(row.updates / row.epoch) for row in rows if row.epoch]
+    lengths += [round(row.updates / row.epoch) for row in rows]
     times = [line["unix_time_s"] for line in lines]
     begun = times[0] - intervals[0].time_s if times and intervals else None
     return RunHistory(
@@ -165,6 +167,19 @@ def read_run(folder: Path, name: str) -> RunHistory:
         max(times, default=None),
         tuple(faults),
     )
+
+
+def _read_rows(folder: Path) -> list[EpochRow]:
+    """The usable rows of metrics.csv."""
+    try:
+        rows = read_epochs(folder)
+    except ValueError:  # a cell is a number of another kind than its column
+        return []
+    return [
+        row
+        for row in rows
+        if min(row.epoch, row.updates) > 0 and max(row.epoch, row.updates, row.skipped) < _TOO_LARGE
+    ]
 
 
 def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -189,9 +204,15 @@ def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return lines, faults
 
 
-_NUMBERS: Mapping[str, tuple[str, ...]] = {
-    "update": ("epoch", "update", "num_updates", "lr", "img_per_s", "data_wait", "unix_time_s"),
-    "epoch": ("epoch", "updates", "train_loss", "lr", "img_per_s", "data_wait", "unix_time_s"),
+# What is used of a line: numbers above 0, numbers, and numbers or null.
+_POSITIVE = {
+    "update": ("epoch", "update", "num_updates", "img_per_s", "unix_time_s"),
+    "epoch": ("epoch", "updates", "unix_time_s"),
+}
+_NUMBER = {"update": ("lr", "data_wait"), "epoch": ("lr", "img_per_s", "data_wait", "skipped")}
+_NUMBER_OR_NULL = {
+    "update": ("loss",),
+    "epoch": ("train_loss", "val_loss", "val_top1", "val_top5", "ema_top1", "ema_top5"),
 }
 
 
@@ -199,19 +220,21 @@ def _usable(raw: str) -> dict[str, Any] | None:
     """A line with all the numbers that are wanted of it, with its `position` in updates."""
     try:
         line = json.loads(raw)
-        numbers = [line[name] for name in _NUMBERS[line["kind"]]]
-        numbers = [0.0 if number is None else number for number in numbers]
-        if not all(math.isfinite(number) for number in numbers):
+        kind = line["kind"]
+        positive = [line[name] for name in _POSITIVE[kind]]
+        numbers = [line[name] for name in _NUMBER[kind]]
+        numbers += [line[name] for name in _NUMBER_OR_NULL[kind] if line[name] is not None]
+        if not all(math.isfinite(number) for number in positive + numbers):
             return None
-        if line["kind"] == "epoch":
+        if not 0 < min(positive) <= max(positive) < _TOO_LARGE:
+            return None
+        if kind == "epoch":
             line["position"] = int(line["updates"])
         else:
             line["position"] = int((line["epoch"] - 1) * line["num_updates"] + line["update"])
-            if min(line["img_per_s"], line["num_updates"], line["position"]) <= 0:
-                return None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    return line
+    return line if line["position"] > 0 else None
 
 
 def _replaces(line: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """`dali-rsb report`: what it reads from a run folder, and what it makes of it."""
 
+import json
 import shutil
 
 import numpy as np
@@ -161,6 +162,32 @@ def test_damaged_records_are_left_out_and_named(tmp_path, photographs, clock):
         "metrics.csv has 2 usable rows and metrics.jsonl 3 epochs: what the first lacks is taken "
         "from the second.",
     )
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [None, "x", [1], float("inf"), -1, 10**400],
+    ids=["null", "text", "list", "inf", "-1", "huge"],
+)
+def test_whatever_stands_in_the_records_is_read(tmp_path, photographs, clock, junk):
+    folder = new_run(tmp_path / "run", photographs)
+    train(folder, clock)
+    path, table = folder / "metrics.jsonl", folder / "metrics.csv"
+    lines, cells = path.read_text().splitlines(), table.read_text().splitlines()
+    for number in (0, 2):  # the first report and the first epoch
+        for key in json.loads(lines[number]):
+            line = json.dumps(json.loads(lines[number]) | {key: junk})
+            path.write_text("\n".join([*lines[:number], line, *lines[number + 1 :]]))
+            run = read_run(folder, "run")
+            assert run.updates_done == 30
+            assert run.best.top1 == 63.0
+            assert time_spent(run).total_s > 0
+    path.write_text("\n".join(lines))
+    for column in range(len(cells[1].split(","))):
+        row = cells[1].split(",")
+        row[column] = str(junk)
+        table.write_text("\n".join([cells[0], ",".join(row), *cells[2:]]))
+        assert read_run(folder, "run").best.top1 == 63.0
 
 
 def test_the_published_figure_is_of_the_recipe_itself_on_imagenet_alone():
