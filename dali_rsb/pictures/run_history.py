@@ -6,22 +6,18 @@ are left out and counted.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from dali_rsb.config import Config, load_config
 from dali_rsb.errors import UserError
+from dali_rsb.pictures.run_lines import TOO_LARGE, Line, read_lines
 from dali_rsb.run.records import EpochRow
 from dali_rsb.run.trackers.csv_file import read_epochs
-from dali_rsb.system.files import MissingFileError, UnreadableFileError, read_text
 from dali_rsb.system.names import printable
-
-_FIX = "the report goes on without it"
-_TOO_LARGE = 10**15  # for an update, an image or a second
 
 
 @dataclass(frozen=True)
@@ -141,7 +137,7 @@ def read_run(folder: Path, name: str) -> RunHistory:
             "of a run, such as runs/a3"
         )
     config = load_config(folder / "config.yaml")
-    lines, faults = _read_lines(folder / "metrics.jsonl")
+    lines, faults = read_lines(folder / "metrics.jsonl")
     rows = _read_rows(folder)
     num_epochs = sum(line["kind"] == "epoch" for line in lines)
     if len(rows) < num_epochs:
@@ -178,73 +174,11 @@ def _read_rows(folder: Path) -> list[EpochRow]:
     return [
         row
         for row in rows
-        if min(row.epoch, row.updates) > 0 and max(row.epoch, row.updates, row.skipped) < _TOO_LARGE
+        if min(row.epoch, row.updates) > 0 and max(row.epoch, row.updates, row.skipped) < TOO_LARGE
     ]
 
 
-def _read_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The usable lines of metrics.jsonl that no later line replaces, and what is wrong with it."""
-    try:
-        text = read_text(path, _FIX, errors="replace")
-    except MissingFileError:
-        return [], []
-    except UnreadableFileError as error:
-        return [], [f"{path.name} {error.reason}: the curves have one point an epoch."]
-    lines: list[dict[str, Any]] = []
-    num_bad = 0
-    for raw in text.splitlines():
-        line = _usable(raw)
-        if line is None:
-            num_bad += 1
-            continue
-        while lines and _replaces(line, lines[-1]):
-            lines.pop()
-        lines.append(line)
-    faults = [f"{path.name} has {num_bad} damaged line(s), which are left out."] if num_bad else []
-    return lines, faults
-
-
-# What is used of a line: numbers above 0, numbers, and numbers or null.
-_POSITIVE = {
-    "update": ("epoch", "update", "num_updates", "img_per_s", "unix_time_s"),
-    "epoch": ("epoch", "updates", "unix_time_s"),
-}
-_NUMBER = {"update": ("lr", "data_wait"), "epoch": ("lr", "img_per_s", "data_wait", "skipped")}
-_NUMBER_OR_NULL = {
-    "update": ("loss",),
-    "epoch": ("train_loss", "val_loss", "val_top1", "val_top5", "ema_top1", "ema_top5"),
-}
-
-
-def _usable(raw: str) -> dict[str, Any] | None:
-    """A line with all the numbers that are wanted of it, with its `position` in updates."""
-    try:
-        line = json.loads(raw)
-        kind = line["kind"]
-        positive = [line[name] for name in _POSITIVE[kind]]
-        numbers = [line[name] for name in _NUMBER[kind]]
-        numbers += [line[name] for name in _NUMBER_OR_NULL[kind] if line[name] is not None]
-        if not all(math.isfinite(number) for number in positive + numbers):
-            return None
-        if not 0 < min(positive) <= max(positive) < _TOO_LARGE:
-            return None
-        if kind == "epoch":
-            line["position"] = int(line["updates"])
-        else:
-            line["position"] = int((line["epoch"] - 1) * line["num_updates"] + line["update"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return None
-    return line if line["position"] > 0 else None
-
-
-def _replaces(line: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:
-    """Whether an earlier line tells of what a later one tells again."""
-    if line["kind"] == "epoch" and kept["kind"] == "update":  # the epoch's own last updates
-        return bool(kept["position"] > line["position"])
-    return bool(kept["position"] >= line["position"])
-
-
-def _completed(rows: list[EpochRow], lines: list[dict[str, Any]]) -> list[EpochRow]:
+def _completed(rows: list[EpochRow], lines: list[Line]) -> list[EpochRow]:
     """The rows of metrics.csv, and those of metrics.jsonl that it lacks."""
     names = EpochRow.__dataclass_fields__
     found = {
@@ -257,7 +191,7 @@ def _completed(rows: list[EpochRow], lines: list[dict[str, Any]]) -> list[EpochR
 
 
 def _timed(
-    lines: list[dict[str, Any]], batch_size: int
+    lines: list[Line], batch_size: int
 ) -> tuple[list[Interval], dict[int, float], dict[int, float]]:
     """The intervals; for the epochs, by their updates, when they ended and how long they judged."""
     intervals: list[Interval] = []

@@ -9,6 +9,7 @@ import torch
 from browser import shown
 from PIL import Image
 from planted import BLUE, CELL, RED, SIZE, photograph, save_run, tensors
+from torch import nn
 from torchcam.methods import GradCAM, LayerCAM
 
 from dali_rsb import create_model, gradcam
@@ -122,6 +123,17 @@ def test_maps_are_those_of_torchcam_by_hand(tmp_path, monkeypatch, method, by_ha
         assert abs(one["probability"] - logits[number].softmax(0).max().item()) < 1e-4
 
 
+class _Tokens(nn.Module):
+    """Mixes tokens, as MLP-Mixer does: what comes last is no map, though there was one before."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.norm, self.fc = nn.Conv2d(3, 4, 8, 8), nn.LayerNorm(4), nn.Linear(4, 2)
+
+    def forward(self, images):
+        return self.fc(self.norm(self.patches(images).flatten(2).transpose(1, 2)).mean(1))
+
+
 def test_the_last_layer_with_maps_is_chosen():
     ours = create_model("resnet18", 2).eval()
     assert choose_layer(ours, 64, None, "x") == "layer4"
@@ -133,6 +145,8 @@ def test_the_last_layer_with_maps_is_chosen():
     with pytest.raises(UserError, match=r"does not end in maps .* by --layer NAME"):
         choose_layer(tokens, 160, None, "x")
     assert choose_layer(tokens, 160, "patch_embed.proj", "x") == "patch_embed.proj"
+    with pytest.raises(UserError, match="does not end in maps"):
+        choose_layer(_Tokens(), 32, None, "x")
 
 
 def test_synsets_are_called_what_they_are():

@@ -150,7 +150,7 @@ def test_damaged_records_are_left_out_and_named(tmp_path, photographs, clock):
     lines[1] = '{"kind": "update", "epoch": "one"}'
     lines.insert(4, '{"kind": "epoch", "ep')
     lines.insert(4, "[" * 100_000)
-    path.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe{")
+    path.write_bytes("\n".join(lines).encode() + b'\n\xff\0\n{"kind": "upd')
     table = (folder / "metrics.csv").read_text().splitlines()
     (folder / "metrics.csv").write_text("\n".join([*table[:2], "rubbish,,", *table[3:]]) + "\n")
     run = read_run(folder, "run")
