@@ -26,18 +26,19 @@ from dali_rsb.pictures.activation_comparison import (
     rows_of,
     some,
 )
-from dali_rsb.pictures.activation_maps import METHODS
+from dali_rsb.pictures.activation_maps import METHODS, check_installed
 from dali_rsb.pictures.activation_page import write
 from dali_rsb.run.console import console_messages
 from dali_rsb.run.processes import processes
 from dali_rsb.system.names import printable
 from dali_rsb.training.subjects import open_subjects
 
-MAX_COUNT = 100
+MAX_COUNT = 32  # rows of a picture that can still be opened
 
 
 def main() -> None:
     options = _parser().parse()
+    check_installed()
     words = [options.weights, *options.overrides]
     overrides = list(filter(is_override, [*words, *options.images]))
     sources = [word for word in words if not is_override(word)]
@@ -68,9 +69,15 @@ def main() -> None:
 
 
 def _parser() -> ConfigParser:
-    parser = ConfigParser("gradcam", __doc__, "WEIGHTS", "one or more")
+    parser = ConfigParser("gradcam", __doc__, "WEIGHTS", "a run, a checkpoint, weights")
     parser.usage = "dali-rsb gradcam WEIGHTS ... --images IMAGES [OPTIONS] [section.key=value ...]"
-    parser.add_argument("--images", nargs="+", required=True, metavar="IMAGES", help="see above")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        required=True,
+        metavar="IMAGES",
+        help="a dataset, a flat folder, or image files",
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -95,7 +102,11 @@ def _parser() -> ConfigParser:
         "--method", choices=tuple(METHODS), default="gradcam", help="default: gradcam"
     )
     parser.add_argument(
-        "--count", type=int, default=8, metavar="N", help="images at most, chosen at random; 8"
+        "--count",
+        type=int,
+        default=8,
+        metavar="N",
+        help="images at most, up to 32, chosen at random; 8",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of that choice; 0")
     parser.add_argument(

@@ -16,6 +16,7 @@ from dali_rsb.config.options import OptionsParser
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.evaluation.report import check_writable
 from dali_rsb.pictures.class_errors import ClassErrors, class_errors
+from dali_rsb.pictures.plots import check_installed
 from dali_rsb.pictures.published import nearest_recipe, published_top1
 from dali_rsb.pictures.run_history import RunHistory, names_of, read_run
 from dali_rsb.pictures.run_report import Reported, report
@@ -26,6 +27,7 @@ from dali_rsb.weights.sources import open_weights
 
 def main() -> None:
     arguments = _parser().parse_args()
+    check_installed()
     output = arguments.output.expanduser()
     check_writable("--output", output)
     folders = [folder.expanduser() for folder in arguments.runs]
@@ -40,7 +42,7 @@ def main() -> None:
 
 def _parser() -> OptionsParser:
     parser = OptionsParser("report", __doc__)
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path)
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run folder")
     parser.add_argument(
         "--output",
         type=Path,
@@ -52,7 +54,7 @@ def _parser() -> OptionsParser:
         "--no-evaluation",
         dest="evaluate",
         action="store_false",
-        help="leave the worst classes out, which takes seconds",
+        help="from the records alone, in seconds: without the worst classes",
     )
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="of that evaluation"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -61,11 +61,10 @@ def activation_maps(
         images: float32 [B, 3, H, W], normalised, on the model's device.
         layer: name of the layer whose activations are weighed, see `choose_layer`.
         targets: the class of each image; None for the likeliest ones.
-
-    Raises:
-        UserError: torchcam is not installed.
     """
-    extractor_class = getattr(_torchcam_methods(), METHODS[method])
+    from torchcam import methods
+
+    extractor_class = getattr(methods, METHODS[method])
     with torch.enable_grad(), extractor_class(model, target_layer=layer) as extractor:
         logits = model(images)
         chosen = logits.argmax(1).tolist() if targets is None else list(targets)
@@ -132,15 +131,19 @@ def enlarged(image: Image.Image) -> Image.Image:
     return image if factor == 1 else image.resize(size, Image.Resampling.NEAREST)
 
 
-def _torchcam_methods() -> Any:
+def check_installed() -> None:
+    """Find out before the work begins.
+
+    Raises:
+        UserError: torchcam is not installed.
+    """
     try:
-        from torchcam import methods
+        import torchcam.methods  # noqa: F401
     except ImportError as error:
         raise UserError(
             "class activation maps are made by torchcam, which is not installed; with Python 3.11 "
             "or later, run: pip install 'torchcam>=0.5'"
         ) from error
-    return methods
 
 
 def _is_map(shape: Sequence[int]) -> bool:

@@ -20,18 +20,24 @@ _INK = "#102030"
 _DPI = 72  # a point of Matplotlib is a pixel of the page
 
 
-def new_figure(width_px: float, height_px: float) -> Figure:
-    """An empty figure that lays itself out.
+def check_installed() -> None:
+    """Find out before the work begins.
 
     Raises:
         UserError: Matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise UserError(
             "plots are drawn by Matplotlib, which is not installed; run: pip install matplotlib"
         ) from error
+
+
+def new_figure(width_px: float, height_px: float) -> Figure:
+    """An empty figure that lays itself out."""
+    from matplotlib.figure import Figure
+
     size = (width_px / _DPI, height_px / _DPI)
     return Figure(figsize=size, dpi=_DPI, layout="constrained")
 

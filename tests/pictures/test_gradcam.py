@@ -1,6 +1,7 @@
 """`dali-rsb gradcam`: maps whose right answer is known, torchcam by hand, and what is written."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -88,30 +89,27 @@ def test_the_class_that_is_asked_for(
     assert brightest(found["blue/b.png", "1"]) == of_blue
 
 
-@pytest.mark.parametrize(("method", "by_hand"), [("gradcam", GradCAM), ("layercam", LayerCAM)])
-def test_maps_are_those_of_torchcam_by_hand(tmp_path, monkeypatch, method, by_hand):
+@pytest.fixture(scope="module")
+def resnet_run(tmp_path_factory):
+    """A run of one of our models with random weights, and that model."""
     torch.manual_seed(3)
     model = create_model("resnet18", 3).eval()
     with torch.no_grad():  # a fresh network ends each block in zeros
         for name, parameter in model.named_parameters():
             if name.endswith("bn2.weight"):
                 parameter.fill_(1.0)
-    weights = model.state_dict()
-    folder = save_run(tmp_path / "run", "resnet18", weights, None, ("a", "b", "c"))
+    folder = tmp_path_factory.mktemp("resnet") / "run"
+    return save_run(folder, "resnet18", model.state_dict(), None, ("a", "b", "c")), model
+
+
+@pytest.mark.parametrize(("method", "by_hand"), [("gradcam", GradCAM), ("layercam", LayerCAM)])
+def test_maps_are_those_of_torchcam_by_hand(resnet_run, tmp_path, monkeypatch, method, by_hand):
+    folder, model = resnet_run
     files = [tmp_path / f"{number}.png" for number in range(3)]
     for number, file in enumerate(files):
         photograph((40 * number, 100)).save(file)
-    found = run(
-        monkeypatch,
-        tmp_path / "out",
-        folder,
-        "--images",
-        *files,
-        "--layer",
-        "layer2",
-        "--method",
-        method,
-    )
+    options = ("--layer", "layer2", "--method", method)
+    found = run(monkeypatch, tmp_path / "out", folder, "--images", *files, *options)
     pixels = np.stack([np.asarray(Image.open(file)) for file in files])
     images = (torch.from_numpy(pixels).float().permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
     with by_hand(model, target_layer="layer2") as extractor:
@@ -160,7 +158,7 @@ def test_synsets_are_called_what_they_are():
         (["--class", "rde"], r"--class rde is none of the 2 classes .*did you mean 'red'"),
         (["--layer", "cnov"], "--layer cnov: .* has no such layer, did you mean 'conv'"),
         (["--layer", "fc"], r"--layer fc: its output in .* is \(1, 2\), no map .* of act"),
-        (["--count", "0"], "--count 0: give a number from 1 to 100"),
+        (["--count", "0"], "--count 0: give a number from 1 to 32"),
         (["evaluation.size=8"], "does not end in maps"),
     ],
 )
@@ -169,6 +167,12 @@ def test_wrong_words_are_one_line(runs, photographs, tmp_path, monkeypatch, argu
         run(monkeypatch, tmp_path / "out", runs[0], "--images", photographs, *arguments)
     assert len(str(error.value)) <= 300
     assert not (tmp_path / "out").exists()
+
+
+def test_without_torchcam_there_is_a_line(runs, photographs, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchcam", None)
+    with pytest.raises(UserError, match=r"torchcam, which is not installed.*run: pip install"):
+        run(monkeypatch, tmp_path / "out", runs[0], "--images", photographs)
 
 
 def test_wrong_images_are_one_line(runs, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -304,6 +305,12 @@ def test_wrong_words_are_one_line(tmp_path, photographs, monkeypatch):
     with pytest.raises(UserError, match="unknown argument '--no-evaluatio', did you mean"):
         write_page(monkeypatch, output, tmp_path, "--no-evaluatio")
     assert not output.exists()
+
+
+def test_without_matplotlib_there_is_a_line(tmp_path, photographs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match="Matplotlib, which is not installed; run: pip install"):
+        write_page(monkeypatch, tmp_path / "page.html", new_run(tmp_path / "run", photographs))
 
 
 def test_names_and_times_for_people(tmp_path):
