@@ -22,6 +22,11 @@ EXPORT = [  # `dali-rsb export` to safetensors, the hub and ONNX
     "safetensors>=0.4.5",
     "huggingface_hub>=0.30",
 ]
+PICTURES = [  # `dali-rsb report` and `gradcam`
+    "matplotlib>=3.8",
+    # Against grad-cam: no OpenCV and no ttach, nothing but Matplotlib beside what is here already.
+    "torchcam>=0.5; python_version >= '3.11'",
+]
 
 
 # Each is one of `tracking.trackers`, by its name.
@@ -59,7 +64,7 @@ setup(
     # Said, so that an editable install puts this folder on the path. Otherwise setuptools installs
     # an import hook that comes last, behind a folder that happens to be called `pipelines`.
     package_dir={"": "."},
-    package_data={"dali_rsb": ["py.typed"], "pipelines": ["py.typed"]},
+    package_data={"dali_rsb": ["py.typed", "pictures/page.html"], "pipelines": ["py.typed"]},
     cmdclass={"build_py": BuildWithRecipes},
     entry_points={"console_scripts": ["dali-rsb = dali_rsb.__main__:script"]},
     install_requires=[
@@ -69,6 +74,7 @@ setup(
         "pydantic>=2.7",
         "pyyaml>=6",
         "tqdm>=4.66",
+        "jinja2>=3.1",  # HTML pages; PyTorch needs it anyway
     ],
     extras_require={
         "cuda12": CUDA12,
@@ -76,11 +82,13 @@ setup(
         "quickstart": QUICKSTART,
         "timm": TIMM,
         "export": EXPORT,
+        "pictures": PICTURES,
         "docs": DOCS,
         **TRACKERS,
         "test": [
             *QUICKSTART,
             *EXPORT,
+            *PICTURES,
             *DOCS,
             *TRACKERS["tensorboard"],
             *TRACKERS["wandb"],

@@ -16,6 +16,8 @@ COMMANDS = {
     "evaluate": "accuracy of weights, several at once, on any labelled images",
     "export": "take a model to timm, the Hugging Face hub, ONNX or torch.export",
     "average": "average the weights of several checkpoints",
+    "gradcam": "where in an image several networks see what they say",
+    "report": "one HTML page of one or more runs, to read and to send",
     "tune": "find the loader's fastest settings for this machine and these images",
     "pack": "put a dataset into a few large tar files",
     "verify": "decode a dataset once and list what is wrong with it",

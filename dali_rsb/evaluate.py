@@ -19,12 +19,12 @@ import argparse
 import itertools
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from dali_rsb import config as cfg
 from dali_rsb.config.arguments import ConfigParser, is_override
 from dali_rsb.constants import HUB_PREFIX, TIMM_PREFIX
-from dali_rsb.dataset import DatasetIndex
 from dali_rsb.dataset.classes import read_class_names, shown
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.evaluation import imagenet
@@ -45,7 +45,7 @@ from dali_rsb.run.console import console_messages
 from dali_rsb.run.processes import Processes, processes
 from dali_rsb.system.cpus import threads_per_process
 from dali_rsb.training.assembly import eval_loader
-from dali_rsb.training.datasets import open_validation_as_found
+from dali_rsb.training.datasets import open_other_validation, open_validation_as_found
 from dali_rsb.training.subjects import OpenedSubject, open_subjects
 from dali_rsb.weights.hub import is_model_folder
 
@@ -213,10 +213,7 @@ def _open_sets(
         data: section of the first run.
     """
 
-    def opened(path: Path) -> DatasetIndex:
-        update = {"val": path.absolute(), "val_fraction": None, "digits": None}
-        return open_validation_as_found(data.model_copy(update=update))
-
+    opened = partial(open_other_validation, data)
     if options.suite is not None:
         return find_sets(options.suite, opened, real)
     path = path or data.val

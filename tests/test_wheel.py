@@ -36,7 +36,8 @@ def test_the_wheel_holds_packages_and_recipes_and_nothing_else(installed):
     assert got == RECIPES
     names = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
     assert names == {"dali_rsb", "pipelines"}
-    assert (installed / "dali_rsb/py.typed").is_file()
+    for name in ("py.typed", "pictures/page.html"):
+        assert (installed / "dali_rsb" / name).is_file()
 
 
 @pytest.mark.parametrize("name", ["quickstart", "a3", "configs/a3.yaml", "a3.yaml"])

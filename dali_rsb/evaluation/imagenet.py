@@ -37,6 +37,23 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(ImageNetInfo().label_names())
 
 
+def titles(classes: Sequence[str]) -> list[str]:
+    """Class names for people: ImageNet's synsets with what they are, where timm can tell.
+
+    "goldfish n01443537": what they are alone is no name, two synsets are a crane.
+    """
+    if not any(map(_SYNSET.fullmatch, classes)):
+        return list(classes)
+    try:
+        from timm.data import ImageNetInfo
+    except ImportError:
+        return list(classes)
+    known = ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
+    return [
+        f"{known[name].partition(',')[0]} {name}" if name in known else name for name in classes
+    ]
+
+
 def labels_of_numbers(classes: Sequence[str]) -> list[int]:
     """Where among a model's classes those stand that the numbers 0 to 999 mean."""
     position = {name: label for label, name in enumerate(classes)}

@@ -114,6 +114,16 @@ def open_validation_as_found(data: cfg.Data) -> DatasetIndex:
     return index if data.val_fraction is None else _split(index, data.val_fraction).val
 
 
+def open_other_validation(data: cfg.Data, path: Path) -> DatasetIndex:
+    """Open other images as if they were the validation images, with their own classes.
+
+    Raises:
+        UserError: there is no dataset.
+    """
+    update = {"val": path.absolute(), "val_fraction": None, "digits": None}
+    return open_validation_as_found(data.model_copy(update=update))
+
+
 def _split(index: DatasetIndex, val_fraction: float) -> Datasets:
     train, val = split_index(index, val_fraction)
     without = index.num_classes - len(np.unique(val.labels))

@@ -20,7 +20,8 @@ from dali_rsb.run.checkpointer import checkpoint_to_evaluate
 from dali_rsb.weights.sources import open_weights
 from dali_rsb.weights.weights import Weights, num_outputs
 
-Use = Literal["both", "model", "ema"]
+# Of weights with an EMA; "judged" are those that an evaluation judged, the EMA where there is one.
+Use = Literal["both", "model", "ema", "judged"]
 
 
 @dataclass(frozen=True)
