@@ -65,7 +65,7 @@ def _sizes(size: int, batch: int, num_classes: int, least_area: float, hflip: fl
 
 IMAGES = {
     "digits": Images(
-        lambda root: write_digits(root, val_fraction=0.5), _sizes(32, 64, 10, 0.6, 0.0)
+        lambda root: write_digits(root, val_fraction=0.5), _sizes(24, 32, 10, 0.6, 0.0)
     ),
     "photographs": Images(lambda root: write_cuts(root, 24, 30, 64), _sizes(64, 32, 20, 0.35, 0.5)),
 }
@@ -113,10 +113,10 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("digits, A3", "digits", 5, _LAMB + _MIXED),
+    Setting("digits, A3", "digits", 4, _LAMB + _MIXED),
     Setting("digits, SGD and cross-entropy", "digits", 3, _SGD + _UNMIXED),
     Setting("digits, LAMB and BCE without mixing", "digits", 3, _LAMB + _UNMIXED),
-    Setting("photographs, A3", "photographs", 5, _LAMB + _MIXED),
+    Setting("photographs, A3", "photographs", 4, _LAMB + _MIXED),
 )
 PROGRAMS = ("dali_rsb", "timm")
 
