@@ -1,11 +1,10 @@
 """Runs that are killed, stopped and resumed write what the undisturbed run writes.
 
-The runs are children of multiprocessing's fork server, which has imported everything once: a run
+The runs are children of the tests' fork server, which has imported everything once: a run
 takes about a second, where a command would take that many times over to start.
 """
 
 import csv
-import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import SERVER
 from PIL import Image
 
 from dali_rsb import train
@@ -36,9 +36,6 @@ evaluation: {{size: 32, batch_per_device: 8}}
 run: {{device: cpu, log_every: 2, checkpoint_every: 1, warm_up: false}}
 """
 TIMES = ("img_per_s", "data_wait", "time_s")
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["timm", "dali_rsb.train", "test_survival"])
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +101,7 @@ def _run(recipe, folder, prepare=None, overrides=(), rank=0, world_size=1, port=
 
 
 def _start(recipe, folder, prepare=None, **options):
-    process = FORKS.Process(target=_run, args=(recipe, folder, prepare), kwargs=options)
+    process = SERVER.Process(target=_run, args=(recipe, folder, prepare), kwargs=options)
     process.start()
     return process
 
