@@ -21,6 +21,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,9 @@ def main() -> None:
     # The server's and its children's paths: timm, of which both take the model, is the checkout's.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(source), *sys.path])
     sys.path.insert(0, str(source))
-    runs = Runs(args.folder.absolute(), source)
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["timm", "dali_rsb.training.assembly"])  # once for all runs
+    runs = Runs(args.folder.absolute(), source, server)
     top1 = {setting.name: {program: [] for program in PROGRAMS} for setting in SETTINGS}
     # Seed after seed, so that what an interrupted comparison has is of all settings.
     for seed in range(args.seeds):
@@ -164,16 +167,14 @@ class Runs:
 
     Args:
         folder: for the images and for the result of each run.
-        source: checkout of timm's repository, whose train.py and models both programs use; None:
-            the installed timm, and dali_rsb alone.
+        source: checkout of timm's repository; dali_rsb alone needs none.
+        server: makes the processes.
     """
 
-    def __init__(self, folder: Path, source: Path | None) -> None:
+    def __init__(self, folder: Path, source: Path | None, server: ForkServerContext) -> None:
         self.folder = folder
         self.source = source
-        # The server imports what takes seconds once, for all runs.
-        self._server = multiprocessing.get_context("forkserver")
-        self._server.set_forkserver_preload(["timm", "dali_rsb.training.assembly"])
+        self._server = server
 
     def accuracy(self, program: str, setting: Setting, seed: int) -> float:
         """Top-1 in percent after the last epoch; trains, unless that was done before.
@@ -191,7 +192,7 @@ class Runs:
         if not images.exists():
             IMAGES[setting.images].write(images)
         top1 = self._train(program, words, self._output(program, setting, seed))
-        result.parent.mkdir(exist_ok=True)
+        result.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(result) as file:
             file.write(json.dumps({"words": words, "top1": top1}, indent=2).encode())
         return top1
@@ -211,9 +212,9 @@ class Runs:
 
     def _train(self, program: str, words: list[str], output: Path) -> float:
         shutil.rmtree(output, ignore_errors=True)  # of a run that was interrupted
-        output.parent.mkdir(exist_ok=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
         log = output.with_suffix(".log")
-        script = None if program == "dali_rsb" else self.source / "train.py"
+        script = None if program == "dali_rsb" else Path(self.source or "") / "train.py"
         process = self._server.Process(target=_run, args=(script, words, log))
         process.start()
         process.join()

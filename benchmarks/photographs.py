@@ -57,14 +57,14 @@ def write_cuts(root: Path, num_train: int, num_val: int, size_px: int, seed: int
                 folder.mkdir(parents=True)
                 corners = list(tiles(photograph.width, photograph.height, colour))
                 for cut in range(number):
-                    box = _box_in(corners[int(generator.integers(len(corners)))], generator)
+                    box = box_in(corners[int(generator.integers(len(corners)))], generator)
                     image = photograph.crop(box).resize((size_px, size_px))
                     image = ImageOps.autocontrast(image).convert("RGB")
                     image.save(folder / f"{cut}.jpg", quality=90)
     return len(photographs)
 
 
-def _box_in(corner: tuple[int, int], generator: np.random.Generator) -> tuple[int, int, int, int]:
+def box_in(corner: tuple[int, int], generator: np.random.Generator) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a square in a tile."""
     side = int(generator.integers(LEAST_PX, TILE_PX + 1))
     left, top = (start + int(generator.integers(TILE_PX - side + 1)) for start in corner)
