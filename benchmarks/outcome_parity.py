@@ -143,7 +143,9 @@ def main() -> None:
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["timm", "dali_rsb.training.assembly"])  # once for all runs
     runs = Runs(args.folder.absolute(), source, server)
-    top1 = {setting.name: {program: [] for program in PROGRAMS} for setting in SETTINGS}
+    top1: dict[str, dict[str, list[float]]] = {
+        setting.name: {program: [] for program in PROGRAMS} for setting in SETTINGS
+    }
     # Seed after seed, so that what an interrupted comparison has is of all settings.
     for seed in range(args.seeds):
         for setting in SETTINGS:
