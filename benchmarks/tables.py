@@ -206,6 +206,30 @@ def _references(*reports: Report) -> list[str]:
     return lines
 
 
+def _outcomes(report: Report) -> list[str]:
+    settings, machine = report["settings"], report["machine"]
+    lines = [
+        "Top-1 in percent after training by dali_rsb and by timm's train.py "
+        f"({settings['timm']}) with the same hyper-parameters, mean of {settings['seeds']} seeds "
+        f"each (deviation), on {machine['cpus_usable']} cores of an {machine['cpu']}; the seeds "
+        "mean other random numbers to the two.",
+        "",
+        "| images and recipe | dali_rsb | timm | difference | standard error | within two |",
+        "|---|---|---|---|---|---|",
+    ]
+    for setting, result in report["results"].items():
+        ours, theirs = (
+            f"{result['mean'][program]:.2f} ({result['deviation'][program]:.2f})"
+            for program in ("dali_rsb", "timm")
+        )
+        within = "yes" if result["within_two_standard_errors"] else "no"
+        lines.append(
+            f"| {setting} | {ours} | {theirs} | {result['difference']:+.2f} | "
+            f"{result['standard_error']:.2f} | {within} |"
+        )
+    return lines
+
+
 def _ms(us: Mapping[str, float]) -> str:
     return f"{us['median'] / 1e3:.1f} ({us['min'] / 1e3:.1f} to {us['max'] / 1e3:.1f})"
 
@@ -240,6 +264,7 @@ TABLES: dict[tuple[str, ...], tuple[str, Callable[..., list[str]]]] = {
     ("loader_cpu",): ("the loader on a CPU", _loader),
     ("train_cpu",): ("training from end to end on a CPU", _train),
     ("mix_cpu", "loss_cpu", "optimizer_cpu"): ("the kernels' counterparts on a CPU", _references),
+    ("outcome_parity_cpu",): ("outcomes beside timm's train.py", _outcomes),
     ("loader_gpu",): ("the loader on a GPU", _loader),
     ("step_gpu",): ("the training step on a GPU", _step),
     ("step_compiled_gpu",): ("the compiled training step on a GPU", _step),

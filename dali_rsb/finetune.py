@@ -15,8 +15,6 @@ from dali_rsb.config import load_config, with_values
 from dali_rsb.config.arguments import ConfigParser
 from dali_rsb.config.recipes import find_config
 from dali_rsb.errors import run_command
-from dali_rsb.training.finetuning import FineTuning, images_in
-from dali_rsb.training.launch import add_resume, carry_out
 
 
 def main() -> None:
@@ -30,8 +28,12 @@ def main() -> None:
     parser.add_argument(
         "--config", default="finetune", metavar="CONFIG", help="another recipe than finetune"
     )
-    add_resume(parser)
+    parser.add_resume()
     options = parser.parse()
+    # Here, as PyTorch and DALI take seconds to import: a mistake and --help are answered at once.
+    from dali_rsb.training.finetuning import FineTuning, images_in
+    from dali_rsb.training.launch import carry_out
+
     images = images_in(Path(options.folder).expanduser(), options.overrides)
     recipe = with_values(load_config(find_config(options.config), options.overrides), images)
     fine_tuning = FineTuning(images, options.overrides, options.source)

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from dali_rsb.config.arguments import ConfigParser
 from dali_rsb.errors import run_command
-from dali_rsb.training.assembly import build_trainer
-from dali_rsb.training.launch import add_resume, carry_out
-from dali_rsb.training.plan import describe_plan
 
 
 def main() -> None:
     parser = ConfigParser("train", __doc__)
-    add_resume(parser)
+    parser.add_resume()
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -27,9 +24,15 @@ def main() -> None:
         "--img-per-s", type=float, metavar="RATE", help="--dry-run: a device's speed, if measured"
     )
     config, arguments = parser.read()
+    # Here, as PyTorch and DALI take seconds to import: a mistake and --help are answered at once.
     if arguments.dry_run:
+        from dali_rsb.training.plan import describe_plan
+
         print(describe_plan(config, arguments.world_size, arguments.img_per_s))
         return
+    from dali_rsb.training.assembly import build_trainer
+    from dali_rsb.training.launch import carry_out
+
     carry_out(config, arguments.resume, build_trainer)
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
+from nvidia.dali.pipeline import do_not_convert
 
 from pipelines.arguments import Decoding
 from pipelines.inputs import external_inputs, image_input, size_input
 from pipelines.types import HostResize, ImageSource
 
 
+@do_not_convert
 def read_files(paths: DataNode) -> DataNode:
     """Read whole files; `paths` are absolute file names as uint8 arrays.
 
@@ -25,11 +27,13 @@ def read_files(paths: DataNode) -> DataNode:
     return fn.io.file.read(paths, dont_use_mmap=True)
 
 
+@do_not_convert
 def read_images(inputs: Mapping[str, DataNode]) -> DataNode:
     """The encoded images of a pipeline, whichever `image_input` it has."""
     return inputs["encoded"] if "encoded" in inputs else read_files(inputs["path"])
 
 
+@do_not_convert
 def _of_size(encoded: DataNode, size: DataNode) -> DataNode:
     """The same images, none of which the decoder refuses for its header; else the batch fails.
 
@@ -45,6 +49,7 @@ def _of_size(encoded: DataNode, size: DataNode) -> DataNode:
     return fn.reshape(encoded, rel_shape=is_right)  # to none of its bytes for a wrong one
 
 
+@do_not_convert
 def decode(
     encoded: DataNode,
     size: DataNode,
@@ -129,6 +134,7 @@ def decode_shared(
     return fn.permute_batch(decoded, indices=source)
 
 
+@do_not_convert
 def resize_window_on_host(
     images: DataNode, start: DataNode, end: DataNode, interpolation: DataNode, resize: HostResize
 ) -> DataNode:
@@ -149,6 +155,7 @@ def resize_window_on_host(
     )
 
 
+@do_not_convert
 def resize_window(
     images: DataNode, size_px: int, start: DataNode, end: DataNode, interpolation: Any
 ) -> DataNode:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from nvidia.dali import fn, math, types
 from nvidia.dali.data_node import DataNode
+from nvidia.dali.pipeline import do_not_convert
 
 
+@do_not_convert
 def equalize(images: DataNode, *, size_px: tuple[int, int], device: str) -> DataNode:
     """Equalise the histogram of each channel as PIL.ImageOps.equalize does.
 
@@ -77,5 +79,6 @@ def equalize(images: DataNode, *, size_px: tuple[int, int], device: str) -> Data
     return fn.cast(difference, dtype=types.UINT8) + fn.reshape(unchanged, layout="HWC")
 
 
+@do_not_convert
 def _repeat(row: DataNode, num_rows: int) -> DataNode:
     return fn.sequence_rearrange(row, new_order=[0] * num_rows)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nvidia.dali import fn, types
 from nvidia.dali.data_node import DataNode
+from nvidia.dali.pipeline import do_not_convert
 
 from pipelines.types import ImageSource
 
@@ -25,6 +26,7 @@ class InputSpec:
     no_copy: bool = False
 
 
+@do_not_convert
 def image_input(source: ImageSource) -> InputSpec:
     """The input that images come by, uint8 [num_bytes] each.
 
@@ -34,6 +36,7 @@ def image_input(source: ImageSource) -> InputSpec:
     return InputSpec(source, types.UINT8, 1, no_copy=source == "encoded")
 
 
+@do_not_convert
 def size_input() -> InputSpec:
     """The input `size`, int32 (height, width, 3): what the header of each image must state.
 
@@ -42,6 +45,7 @@ def size_input() -> InputSpec:
     return InputSpec("size", types.INT32, 1)
 
 
+@do_not_convert
 def external_inputs(specs: Iterable[InputSpec]) -> dict[str, DataNode]:
     """Return a CPU external source for each spec, by name; for a pipeline definition."""
     return {

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from nvidia.dali import fn, math, types
 from nvidia.dali.data_node import DataNode
+from nvidia.dali.pipeline import do_not_convert
 
 from pipelines.equalize import equalize
 from pipelines.inputs import InputSpec
@@ -25,6 +26,7 @@ SMOOTH_KERNEL = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 
 TRUNCATION_SHIFT = -0.4999 / 255
 
 
+@do_not_convert
 def randaugment_inputs(num_layers: int) -> tuple[InputSpec, ...]:
     """Return the inputs that `rand_augment` reads, in a fixed order."""
     return tuple(
@@ -122,6 +124,7 @@ def _layer(
     return images
 
 
+@do_not_convert
 def _warp(
     images: DataNode,
     matrix: DataNode,
@@ -155,6 +158,7 @@ def _warp(
     return ((warped ^ filled) & inside) ^ filled
 
 
+@do_not_convert
 def _step(images: DataNode, slope: float, shift: DataNode | float) -> DataNode:
     """Return slope * pixel + 255 * shift, clamped to 0..255.
 
@@ -163,6 +167,7 @@ def _step(images: DataNode, slope: float, shift: DataNode | float) -> DataNode:
     return fn.brightness_contrast(images, brightness=slope, brightness_shift=shift)
 
 
+@do_not_convert
 def _blend(
     degenerate: DataNode, images: DataNode, factor: DataNode, size_px: tuple[int, int]
 ) -> DataNode:
@@ -171,6 +176,7 @@ def _blend(
     return _truncate(degenerate + (images - degenerate) * factor, size_px)
 
 
+@do_not_convert
 def _luma(images: DataNode, output_type: types.DALIImageType) -> DataNode:
     """Return the luma of the images, with one channel (GRAY) or repeated in three (RGB)."""
     luma = fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
@@ -179,6 +185,7 @@ def _luma(images: DataNode, output_type: types.DALIImageType) -> DataNode:
     return fn.color_space_conversion(luma, image_type=types.GRAY, output_type=output_type)
 
 
+@do_not_convert
 def _smooth(images: DataNode, size_px: tuple[int, int], device: str) -> DataNode:
     """Return the images smoothed, except for the outermost pixels, which Pillow copies."""
     height_px, width_px = size_px
@@ -188,6 +195,7 @@ def _smooth(images: DataNode, size_px: tuple[int, int], device: str) -> DataNode
     return ((smooth ^ images) & _constant(interior, device)) ^ images
 
 
+@do_not_convert
 def _auto_contrast(images: DataNode, size_px: tuple[int, int]) -> DataNode:
     """Stretch each channel to 0..255; a channel of one value stays as it is.
 
@@ -201,6 +209,7 @@ def _auto_contrast(images: DataNode, size_px: tuple[int, int]) -> DataNode:
     return _truncate(images * scale + (low * flat - low) * scale, size_px)
 
 
+@do_not_convert
 def _truncate(images: DataNode, size_px: tuple[int, int]) -> DataNode:
     """Convert real HWC images to uint8: clamped to 0..255, the fraction dropped.
 
@@ -219,5 +228,6 @@ def _truncate(images: DataNode, size_px: tuple[int, int]) -> DataNode:
     return fn.reshape(flat, shape=[height_px, width_px, 3], layout="HWC")
 
 
+@do_not_convert
 def _constant(value: np.ndarray, device: str) -> DataNode:
     return types.Constant(np.ascontiguousarray(value), layout="HWC", device=device)

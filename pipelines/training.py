@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
+from nvidia.dali.pipeline import do_not_convert
 
 from pipelines.arguments import TrainArguments
 from pipelines.decoding import (
@@ -19,6 +20,7 @@ from pipelines.randaugment import rand_augment, randaugment_inputs
 from pipelines.types import DecodeMode, ImageSource
 
 
+@do_not_convert
 def train_inputs(
     decode_mode: DecodeMode, randaugment_layers: int, source: ImageSource = "path"
 ) -> tuple[InputSpec, ...]:

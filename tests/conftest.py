@@ -3,8 +3,11 @@
 import multiprocessing
 import os
 import random
+import runpy
+import socket
 import subprocess
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -26,9 +29,13 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("dali_rsb")
 
-# Makes processes for tests of several ranks: it imports what takes seconds once, for all of them.
+# Makes processes for tests: it imports what takes seconds once, for all of them. There is one such
+# server in a process, so that what any test needs is named here; and it ignores what it cannot
+# import, such as the modules of the tests, which lie on this process's path alone.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["dali_rsb.training.step", "dali_rsb.run.meter"])
+SERVER.set_forkserver_preload(
+    ["pytest", "hypothesis", "timm", "dali_rsb.training.assembly", "dali_rsb.tuning.apart"]
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -101,17 +108,74 @@ def digits(tmp_path_factory):
     return root
 
 
-def run_module(module, *arguments, cwd=None, processes=None, timeout_s=240):
-    """Run a command of the package, by torchrun if `processes` is given; return its result."""
-    launcher = [sys.executable, "-m"]
-    if processes is not None:
-        launcher += ["torch.distributed.run", f"--nproc_per_node={processes}"]
-        launcher += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m"]
-    return subprocess.run(
-        [*launcher, module, *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+def run_module(module, *arguments, cwd=None, processes=1, timeout_s=240):
+    """Run `python -m MODULE` in `processes` processes, as a launcher would; return the result.
+
+    Children of the server begin at once. The output is that of all, rank after rank.
+    """
+    return _run_forked(_as_module, module, arguments, cwd, processes, timeout_s)
+
+
+def run_script(path, *arguments, cwd=None, timeout_s=240):
+    """Run `python PATH` as `run_module` runs a module."""
+    return _run_forked(_as_script, path, arguments, cwd, 1, timeout_s)
+
+
+def _as_module(module):
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _as_script(path):
+    sys.path.insert(0, str(Path(path).parent))
+    runpy.run_path(path, run_name="__main__")
+
+
+def _run_forked(run, program, arguments, cwd, processes, timeout_s):
+    words, children = [str(program), *map(str, arguments)], []
+    with tempfile.TemporaryDirectory() as folder:
+        for environment in _environments(processes):
+            outputs = [Path(folder) / f"{len(children)}.{name}" for name in ("out", "err")]
+            child = SERVER.Process(target=_begin, args=(run, words, cwd, environment, outputs))
+            child.start()
+            children.append(child)
+        try:
+            for child in children:
+                child.join(timeout_s)
+            if None in (codes := [child.exitcode for child in children]):
+                raise subprocess.TimeoutExpired(words, timeout_s)
+        finally:
+            for child in children:
+                child.kill()
+        printed, messages = (
+            "".join(path.read_text() for path in sorted(Path(folder).glob(f"*.{name}")))
+            for name in ("out", "err")
+        )
+    return subprocess.CompletedProcess(words, max(codes, key=abs), printed, messages)
+
+
+def _environments(processes):
+    """What a launcher gives each of some processes of a node."""
+    if processes == 1:
+        return [dict(os.environ)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    shared |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    shared |= {"OMP_NUM_THREADS": "1"}
+    return [
+        os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        for rank in range(processes)
+    ]
+
+
+def _begin(run, words, cwd, environment, outputs):
+    """Become, in a child of the server, the process that a shell would have started."""
+    for number, output in enumerate(outputs, start=1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    if cwd is not None:
+        os.chdir(cwd)
+    sys.argv = words
+    run(words[0])

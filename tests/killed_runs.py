@@ -1,16 +1,16 @@
 """Small runs in processes that a test kills, stops and resumes.
 
-They are children of multiprocessing's fork server, which has imported everything once: a run takes
-about a second, where a command would take that many times over to start.
+They are children of the tests' fork server, which has imported everything once: a run takes about a
+second, where a command would take that many times over to start.
 """
 
-import multiprocessing
 import os
 import signal
 import sys
 
 import numpy as np
 import torch
+from conftest import SERVER
 from PIL import Image
 
 from dali_rsb import train
@@ -27,8 +27,6 @@ ema: {{decay: 0.9}}
 evaluation: {{size: 32, batch_per_device: 8}}
 run: {{device: cpu, log_every: 2, checkpoint_every: 1, warm_up: false}}
 """
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["timm", "pytest", "dali_rsb.train", "killed_runs"])
 
 
 def write_recipe(root):
@@ -91,7 +89,7 @@ def run(recipe, folder, prepare=None, overrides=(), rank=0, world_size=1, port=0
 
 
 def start(recipe, folder, prepare=None, **options):
-    process = FORKS.Process(target=run, args=(recipe, folder, prepare), kwargs=options)
+    process = SERVER.Process(target=run, args=(recipe, folder, prepare), kwargs=options)
     process.start()
     return process
 

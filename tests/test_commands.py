@@ -64,6 +64,21 @@ def test_a_configuration_is_read_without_numpy_torch_or_dali():
     assert result.stdout.startswith("rand-m6")
 
 
+@pytest.mark.parametrize("name", ["train", "finetune"])
+def test_a_mistake_is_answered_before_torch_and_dali_are_imported(name):
+    program = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('torch', 'nvidia')))\n"  # an ImportError now
+        f"sys.argv = ['dali-rsb', {name!r}, 'a3', '--lr', '1e-3']\n"
+        "from dali_rsb.__main__ import script\n"
+        "script()"
+    )
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "error: unknown option --lr: write optimizer.lr=1e-3\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "answer"),
     [

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from pydantic import ValidationError
 
 from dali_rsb.config import load_config, override_config
 from dali_rsb.errors import UserError
+from dali_rsb.models import create_model
 from dali_rsb.run.processes import Processes
 from dali_rsb.training.assembly import device_batch
 
@@ -90,6 +92,63 @@ RECIPES = {
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_hold_the_published_values(name):
     assert _values(load_config(CONFIGS / f"{name}.yaml")) == RECIPES[name]
+
+
+# Image size, RandAugment, stochastic depth and parameters: the rows of the released configurations
+# of ResNet-RS that are here, and timm's count.
+RESNET_RS = {
+    "resnetrs50": (160, "rand-m10-n2", 0.0, 35_691_912),
+    "resnetrs101": (192, "rand-m15-mmax15-n2", 0.0, 63_618_696),
+    "resnetrs152": (256, "rand-m15-mmax15-n2", 0.0, 86_621_576),
+    "resnetrs200": (256, "rand-m15-mmax15-n2", 0.1, 93_209_992),
+}
+
+
+@pytest.mark.parametrize("name", RESNET_RS)
+def test_resnet_rs_holds_the_published_values(name):
+    config = load_config(CONFIGS / f"{name}.yaml")
+    size, randaugment, drop_path, num_parameters = RESNET_RS[name]
+    assert (config.augment.size, config.evaluation.size) == (size, size)
+    assert config.augment.randaugment == randaugment
+    assert (config.model.drop_path, config.model.dropout) == (drop_path, 0.25)
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.batch_size, optimizer.lr) == ("sgd", 4096, 1.6)
+    assert (optimizer.momentum, optimizer.weight_decay) == (0.9, 4e-5)
+    assert (config.schedule.epochs, config.schedule.warmup_epochs) == (350, 5)
+    assert (config.loss.name, config.loss.smoothing, config.ema.decay) == ("ce", 0.1, 0.9999)
+    with torch.device("meta"):
+        models = create_model(config.model.name), timm.create_model(config.model.name)
+    for model in models:
+        assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["cycle_epochs=10"], r"schedule.cycle_epochs: goes with schedule.name=restarts; set both"),
+        (["name=restarts"], r"schedule.cycle_epochs: goes with schedule.name=restarts; set both"),
+        (["name=restarts", "cycle_epochs=30"], r"schedule.epochs: .*; set 90 or 120"),
+        (
+            ["name=restarts", "cycle_epochs=10", "cycle_growth=2"],
+            r"schedule.epochs: ends within a cycle.*; set 70 or 150",
+        ),
+        (["name=restarts", "cycle_epochs=200"], r"schedule.epochs: .*high learning rate; set 200"),
+        (
+            ["name=restarts", "cycle_epochs=4", "warmup_epochs=5"],
+            r"schedule.warmup_epochs: must not exceed schedule.cycle_epochs",
+        ),
+    ],
+)
+def test_a_run_ends_with_a_cycle(overrides, message):
+    with pytest.raises(UserError, match=message):
+        load_config(CONFIGS / "a3.yaml", [f"schedule.{override}" for override in overrides])
+
+
+@pytest.mark.parametrize(("epochs", "growth"), [(100, 1), (70, 2), (10, 2), (130, 3)])
+def test_the_answers_to_a_run_that_ends_within_a_cycle_are_right(epochs, growth):
+    overrides = ["name=restarts", "cycle_epochs=10", f"cycle_growth={growth}", f"epochs={epochs}"]
+    config = load_config(CONFIGS / "a3.yaml", [f"schedule.{override}" for override in overrides])
+    assert config.schedule.cycle_ends()[-1] == epochs
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

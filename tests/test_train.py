@@ -132,6 +132,16 @@ def test_erasing_resumes_inside_an_epoch(whole_run, small, tmp_path):
         _assert_same(got[part], expected[part], part)
 
 
+def test_cycles_are_counted_in_epochs(small):
+    cycles = ["schedule.cycle_epochs=1", "schedule.cycle_growth=2", "schedule.cycle_decay=0.5"]
+    overrides = [*small, *cycles, "schedule.name=restarts", "schedule.epochs=3"]
+    schedule = build_trainer(load_config(QUICKSTART, overrides), CPU).schedule
+    peak, low = 5e-3, 1e-6
+    assert schedule.lr_at(7) == pytest.approx(0.5 * peak)  # the second cycle has epochs 2 and 3
+    assert schedule.lr_at(14) == pytest.approx((0.5 * peak + low) / 2)
+    assert schedule.lr_at(21) == low
+
+
 def test_accumulation_makes_the_same_update_as_one_large_batch(small, tmp_path):
     # Norm layers see the device batch, so they are frozen by evaluating the model while training.
     weights = []

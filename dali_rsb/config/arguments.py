@@ -60,6 +60,17 @@ class ConfigParser(argparse.ArgumentParser):
             help="keys to set; `dali-rsb help` lists them",
         )
 
+    def add_resume(self) -> None:
+        """Give the command the option --resume."""
+        self.add_argument(
+            "--resume",
+            nargs="?",
+            const="last",
+            metavar="PATH",
+            help="go on from a checkpoint or run folder; without PATH from this config's newest "
+            "run; 'auto': go on if there is something to go on from, else start",
+        )
+
     def read(self, arguments: Sequence[str] | None = None) -> tuple[Config, argparse.Namespace]:
         """The configuration with its overrides, and the values of the options.
 

@@ -316,12 +316,36 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    """Epochs and learning rates: linear warm-up, then half a cosine."""
+    """Epochs and learning rates: linear warm-up, then half a cosine, or several."""
 
+    name: Literal["cosine", "restarts"] = Field(
+        "cosine",
+        description="cosine: half a cosine over all epochs; restarts: SGDR, one after another",
+    )
     epochs: Annotated[int, Field(gt=0, le=10**6)] = Field(100, description="epochs in all")
     warmup_epochs: NonNegative = Field(5, description="epochs of linear warm-up, of `epochs`")
     warmup_lr: NonNegative = Field(1e-4, description="learning rate of the first update")
     min_lr: NonNegative = Field(1e-6, description="learning rate at the end")
+    cycle_epochs: Positive | None = Field(None, description="restarts: epochs of the first cycle")
+    cycle_growth: Annotated[int, Field(gt=0, le=100)] = Field(
+        1, description="restarts: length of each next cycle, as a multiple of the last one's"
+    )
+    cycle_decay: Share = Field(
+        1.0, description="restarts: peak of each next cycle, as a share of the last one's"
+    )
+
+    def cycle_ends(self) -> list[int]:
+        """The epochs after which a cycle ends, up to the first that is not before the last epoch.
+
+        Empty without restarts.
+        """
+        if self.name != "restarts" or self.cycle_epochs is None:
+            return []
+        ends, length = [self.cycle_epochs], self.cycle_epochs
+        while ends[-1] < self.epochs:
+            length *= self.cycle_growth
+            ends.append(ends[-1] + length)
+        return ends
 
 
 class Ema(Section):
@@ -517,6 +541,11 @@ class Config(Section):
             ),
             (schedule.min_lr > optimizer.lr, "schedule.min_lr: must not exceed optimizer.lr"),
             (
+                (schedule.name == "restarts") != (schedule.cycle_epochs is not None),
+                "schedule.cycle_epochs: goes with schedule.name=restarts; set both or none",
+            ),
+            *_restarts(schedule),
+            (
                 schedule.warmup_epochs > 0 and schedule.warmup_lr > optimizer.lr,
                 "schedule.warmup_lr: must not exceed optimizer.lr",
             ),
@@ -530,6 +559,24 @@ class Config(Section):
     def mixes(self) -> bool:
         """Whether images are mixed at all."""
         return (self.mixing.mixup > 0 or self.mixing.cutmix > 0) and self.mixing.prob > 0
+
+
+def _restarts(schedule: Schedule) -> list[tuple[bool, str]]:
+    """As `Config._combinations`: a run ends with a cycle, and its warm-up is in the first."""
+    ends = schedule.cycle_ends()
+    if not ends:
+        return []
+    choices = " or ".join(map(str, ends[-2:]))
+    return [
+        (
+            schedule.warmup_epochs > ends[0],
+            "schedule.warmup_epochs: must not exceed schedule.cycle_epochs",
+        ),
+        (
+            schedule.epochs != ends[-1],
+            f"schedule.epochs: ends within a cycle, at a high learning rate; set {choices}",
+        ),
+    ]
 
 
 def sections() -> dict[str, type[Section]]:

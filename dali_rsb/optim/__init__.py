@@ -6,11 +6,12 @@ from dali_rsb.optim.groups import param_groups
 from dali_rsb.optim.lamb import Lamb
 from dali_rsb.optim.loss_scale import LossScaler
 from dali_rsb.optim.protocol import describe_backend, skips_by_itself, takes_norm
-from dali_rsb.optim.schedule import CosineSchedule
+from dali_rsb.optim.schedule import CosineSchedule, Cycles
 
 __all__ = [
     "Backend",
     "CosineSchedule",
+    "Cycles",
     "Lamb",
     "LossScaler",
     "ModelEma",

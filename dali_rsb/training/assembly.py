@@ -32,7 +32,7 @@ from dali_rsb.loader.settings import DecodeSetting, LoaderSettings
 from dali_rsb.models import create_model
 from dali_rsb.models.classifier import classifier_parameters
 from dali_rsb.models.precision import Precision, choose_precision
-from dali_rsb.optim import CosineSchedule, ModelEma, create_optimizer, describe_backend
+from dali_rsb.optim import CosineSchedule, Cycles, ModelEma, create_optimizer, describe_backend
 from dali_rsb.optim.freezing import freeze
 from dali_rsb.run.checkpoint import load_checkpoint
 from dali_rsb.run.processes import Processes
@@ -121,6 +121,7 @@ def build_trainer(
         warmup_updates=round(plan.warmup_epochs * per_epoch),
         warmup_lr=plan.warmup_lr,
         min_lr=plan.min_lr,
+        cycles=_cycles(plan, per_epoch),
     )
     resolved_config = config.model_dump(mode="json")
     progress = Progress()
@@ -181,6 +182,15 @@ def build_trainer(
             folder=config.tracking.dir,
             checkpoints=config.tracking.checkpoints,
         ),
+    )
+
+
+def _cycles(schedule: cfg.Schedule, updates_per_epoch: int) -> Cycles | None:
+    """The warm restarts of a schedule; None without."""
+    if schedule.cycle_epochs is None:
+        return None
+    return Cycles(
+        schedule.cycle_epochs * updates_per_epoch, schedule.cycle_growth, schedule.cycle_decay
     )
 
 

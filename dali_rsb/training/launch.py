@@ -7,25 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dali_rsb import config as cfg
-from dali_rsb.config.arguments import ConfigParser
 from dali_rsb.run.console import console_messages
 from dali_rsb.run.folder import RunFolders
 from dali_rsb.run.log import early_messages
 from dali_rsb.run.processes import Processes, processes
 from dali_rsb.run.signals import Stopped, stop_requests
 from dali_rsb.training.trainer import Trainer
-
-
-def add_resume(parser: ConfigParser) -> None:
-    """Give a command the option --resume."""
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="last",
-        metavar="PATH",
-        help="go on from a checkpoint or run folder; without PATH from this config's newest run; "
-        "'auto': go on if there is something to go on from, else start",
-    )
 
 
 def carry_out(

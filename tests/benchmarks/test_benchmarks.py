@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import SERVER
 from PIL import Image
 
 # What imports torch is imported in the tests: child processes import this file.
@@ -160,6 +161,17 @@ def test_stages_deliver_whole_batches(settings, stage, decode_mode):
     assert list(itertools.islice(our_stage(settings, stage, decode_mode), 9)) == [8] * 9
 
 
+@pytest.fixture
+def _quick_children(monkeypatch):
+    """Candidates begin in children of the tests' server, not in interpreters of their own."""
+    of_python = multiprocessing.get_context
+    monkeypatch.setattr(
+        multiprocessing,
+        "get_context",
+        lambda method: SERVER if method == "spawn" else of_python(method),
+    )
+
+
 def _sleeping_batches(seconds=0.02, batch=4):
     while True:
         time.sleep(seconds)
@@ -238,6 +250,7 @@ def _crashes(after):
     yield 4
 
 
+@pytest.mark.usefixtures("_quick_children")
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_candidate_that_crashes_is_a_line_and_the_others_go_on(after):
     candidates = {
@@ -252,6 +265,7 @@ def test_a_candidate_that_crashes_is_a_line_and_the_others_go_on(after):
     assert {name: len(runs) for name, runs in measured.sections.items()} == {"good": 2}
 
 
+@pytest.mark.usefixtures("_quick_children")
 def test_a_table_says_which_candidate_crashed():
     from benchmarks.loader import Group, group_tables, measure_group
 
@@ -271,6 +285,7 @@ def test_a_table_says_which_candidate_crashed():
         measure_group(alone, report.Work(0, 2, 1), 1, 1, print)
 
 
+@pytest.mark.usefixtures("_quick_children")
 def test_a_candidate_that_fails_is_named():
     with pytest.raises(RuntimeError, match="'broken one'"):
         report.measure({"broken one": _fails}, report.Work(0, 1, 0), 1, 1, print)
@@ -287,6 +302,7 @@ def _mistaken():
     raise UserError("give another one")
 
 
+@pytest.mark.usefixtures("_quick_children")
 def test_parts_of_a_candidate_are_measured_each_for_itself():
     lines = []
     measured = report.measure(
@@ -308,6 +324,7 @@ def test_parts_of_a_candidate_are_measured_each_for_itself():
     assert "data_wait_percent" not in as_json["y"]
 
 
+@pytest.mark.usefixtures("_quick_children")
 def test_a_failing_candidate_can_be_left_out_but_not_a_mistake_of_the_users():
     candidates = {"broken": _fails, "good": functools.partial(_sleeping_batches, 0.01)}
     measured = report.measure(candidates, report.Work(0, 1, 0), 1, 1, print, keep_going=True)
@@ -335,7 +352,7 @@ def _default_sigterm():
     signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.usefixtures("_default_sigterm")
+@pytest.mark.usefixtures("_default_sigterm", "_quick_children")
 def test_what_is_complete_when_time_is_up_is_kept():
     candidates = {name: functools.partial(_sleeping_batches, 0.005) for name in "ab"}
     lines = []
@@ -356,6 +373,7 @@ def test_summaries_and_pairwise_ratios():
     assert report.ratios(ours, theirs).runs == (2.0, 3.0)
 
 
+@pytest.mark.usefixtures("_quick_children")
 def test_the_command_writes_its_results(images, tmp_path, capsys):
     """Repeated augmentation needs 256 images; links to the same files serve."""
     from benchmarks.loader import main
@@ -585,6 +603,7 @@ def test_training_parts_deliver_whole_updates(tiny_config, candidate):
         evaluated.close()
 
 
+@pytest.mark.usefixtures("_quick_children")
 def test_the_train_command_writes_rates_that_the_budget_reads(
     digits, tmp_path, capsys, monkeypatch
 ):

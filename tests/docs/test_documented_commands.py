@@ -144,7 +144,8 @@ def _words(command):
         given = {word.partition("=")[0] for word in words}
         small = [word for word in SMALL_RUN if word.partition("=")[0] not in given]
         if words[0] != "finetune":
-            small += [*SMALL_MODEL, "model.num_classes=2"] if "a3" in words else []
+            small += SMALL_MODEL if {"a3", "resnetrs50"} & set(words) else []
+            small += ["model.num_classes=2"] if "a3" in words else []
         words += small
     if words[0] == "tune":
         words += ["--seconds", "5"]

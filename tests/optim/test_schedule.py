@@ -5,7 +5,7 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from dali_rsb.optim import CosineSchedule
+from dali_rsb.optim import CosineSchedule, Cycles
 
 
 def make_optimizer(num_groups=1):
@@ -85,3 +85,44 @@ def test_starts_at_the_warmup_rate():
 def test_invalid_lengths(total, warmup):
     with pytest.raises(ValueError, match="Invalid schedule"):
         make_schedule(8e-3, total, warmup)
+
+
+@pytest.mark.parametrize(("first", "growth"), [(5, 1), (5, 2), (3, 3), (1, 2)])
+def test_restarts_equal_pytorchs_at_every_update(first, growth):
+    theirs = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=8e-3)
+    oracle = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(theirs, first, growth, 1e-6)
+    schedule = CosineSchedule(make_optimizer(), 8e-3, 50, 0, 0.0, 1e-6, Cycles(first, growth))
+    rates = []
+    for update in range(50):
+        rates.append(schedule.lr_at(update))
+        assert rates[-1] == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-12), update
+        theirs.step()
+        oracle.step()
+    assert rates.count(8e-3) > 1
+    assert schedule.lr_at(50) == 1e-6
+
+
+@pytest.mark.parametrize(("growth", "decay", "warmup"), [(1, 1.0, 3), (1, 0.5, 0), (2, 0.7, 4)])
+def test_restarts_equal_timms_at_every_update(growth, decay, warmup):
+    ours, theirs = make_optimizer(2), make_optimizer(2)
+    ours.param_groups[1]["lr_scale"] = theirs.param_groups[1]["lr_scale"] = 0.5
+    for group in theirs.param_groups:
+        group["lr"] = 8e-3
+    total = {1: 40, 2: 70}[growth]
+    cycles = Cycles(10, growth, decay)
+    schedule = CosineSchedule(ours, 8e-3, total, warmup, 1e-4, 1e-6, cycles)
+    oracle = CosineLRScheduler(
+        theirs, t_initial=10, lr_min=1e-6, cycle_mul=growth, cycle_decay=decay,
+        cycle_limit={1: 4, 2: 3}[growth], warmup_t=warmup, warmup_lr_init=1e-4, t_in_epochs=False,
+    )  # fmt: skip
+    for update in range(1, total + 5):
+        schedule.step(update)
+        oracle.step_update(update)
+        for a, b in zip(ours.param_groups, theirs.param_groups, strict=True):
+            assert a["lr"] == pytest.approx(b["lr"], rel=1e-9), update
+
+
+@pytest.mark.parametrize("cycles", [(0,), (5, 0), (5, 1, 0.0), (5, 1, 1.5)])
+def test_cycles_that_cannot_be_are_refused(cycles):
+    with pytest.raises(ValueError, match="Invalid cycles"):
+        Cycles(*cycles)

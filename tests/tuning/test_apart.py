@@ -1,6 +1,5 @@
 """A loader that ends its process is a line in tuning's table, and the search goes on."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -17,9 +16,6 @@ from dali_rsb.tuning.search import LoaderDiedError, LoaderRate, Search, Space
 
 RATES = {"host": 1000.0, "hybrid": 1500.0, "roi": 1400.0}
 DEFAULT = LoaderSettings(threads=4)
-
-# Has imported what takes seconds, once for all processes.
-multiprocessing.get_context("forkserver").set_forkserver_preload(["dali_rsb.tune", "test_apart"])
 
 
 def _loader(faults):
