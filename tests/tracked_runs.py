@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 
-from killed_runs import FORKS, run
+from conftest import SERVER
+from killed_runs import run
 
 PROJECT = "tests"
 # What takes seconds to import, some of it when a run begins.
@@ -35,8 +36,8 @@ class TrackedRuns:
             "tracking.mode=offline",
             "tracking.tags=[first, second]",
         ]
-        self._connection, theirs = FORKS.Pipe()
-        self._process = FORKS.Process(target=_fork_runs, args=(theirs, services))
+        self._connection, theirs = SERVER.Pipe()
+        self._process = SERVER.Process(target=_fork_runs, args=(theirs, services))
         self._process.start()
 
     def start(self, folder, prepare=None):

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from killed_runs import FORKS, end, kill_at_event, run, write_recipe
+from conftest import SERVER
+from killed_runs import end, kill_at_event, run, write_recipe
 
 from dali_rsb import sweep
 from dali_rsb.errors import UserError
@@ -31,7 +32,7 @@ class Forked:
         (folder,) = (o.partition("=")[2] for o in overrides if o.startswith("run.dir="))
         self.started.append("/".join(folder.split("/")[-2:]))
         prepare = self.prepare.get(len(self.started))
-        child = FORKS.Process(target=run, args=(config, folder, prepare, overrides))
+        child = SERVER.Process(target=run, args=(config, folder, prepare, overrides))
         Path(folder).parent.mkdir(parents=True, exist_ok=True)
         child.start()
         child.wait = partial(end, child)
@@ -168,10 +169,9 @@ def test_the_command_of_a_run_is_one_that_train_takes(recipe, tmp_path, monkeypa
     running.start_training(str(recipe), member.overrides, processes=2)
     assert commands[1][1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     from dali_rsb.config.arguments import ConfigParser
-    from dali_rsb.training.launch import add_resume
 
     assert commands[0][:3] == [sys.executable, "-m", "dali_rsb.train"]
     parser = ConfigParser("train", None)
-    add_resume(parser)
+    parser.add_resume()
     config, options = parser.read(commands[0][3:])
     assert (config.run.seed, config.run.dir, options.resume) == (7, member.folder, "auto")
