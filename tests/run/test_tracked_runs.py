@@ -4,14 +4,13 @@ import importlib.util
 import json
 import random
 import signal
-import time
 from functools import partial
 
 import pytest
 import tracker_stores as stores
 import yaml
 from killed_runs import kill_at_event, write_recipe
-from tracked_runs import PROJECT, TrackedRuns
+from tracked_runs import PROJECT, TrackedRuns, kill_in_delivery
 
 from dali_rsb.run.checkpoint import load_checkpoint
 from dali_rsb.run.trackers.services import SERVICES
@@ -51,20 +50,13 @@ def undisturbed(runs, root):
 
 @pytest.fixture(scope="module")
 def killed(runs, undisturbed):
-    """A run that is killed five times, in the middle of a file's event or at any moment."""
+    """A run that is killed five times: while it trains, and when a service has taken points."""
     folder = undisturbed.parent / "killed"
     generator = random.Random(5)
-    kills = 0
-    while kills < 5:
-        at_event = generator.random() < 0.8
-        prepare = partial(kill_at_event, generator.randint(5, 30), folder) if at_event else None
-        run = runs.start(folder, prepare)
-        if not at_event:
-            time.sleep(generator.uniform(0.2, 1.5))
-            runs.kill(run)
-        code = runs.end(run)
-        assert code == -signal.SIGKILL, "ended before it was killed"
-        kills += 1
+    kills = [partial(kill_at_event, generator.randint(5, 30), folder) for _ in range(3)]
+    kills += [partial(kill_in_delivery, number) for number in (1, 2)]
+    for prepare in kills:
+        assert runs.end(runs.start(folder, prepare)) == -signal.SIGKILL
     assert runs.end(runs.start(folder)) == 0
     return folder
 

@@ -18,8 +18,8 @@ from dali_rsb.run.trackers.points import UPDATES, Point
 from dali_rsb.run.trackers.services import flat_config, local_folder, run_name
 
 _ID = "dali_rsb.run_id"
-# What a server takes in one request, and of one value.
-_MAX_BATCH, _MAX_METRICS, _MAX_CHARACTERS = 100, 1000, 500
+# Parameters that a server takes in one request, and characters of one.
+_MAX_BATCH, _MAX_CHARACTERS = 100, 500
 
 
 class MlflowRun:
@@ -54,6 +54,7 @@ class MlflowRun:
             self._client.update_run(self._run_id, status="RUNNING")
         else:
             self._run_id = self._create(experiment)
+        self._log_params()
         values = {**self._info.config, "environment": dict(self._info.environment)}
         text = yaml.safe_dump(values, sort_keys=False)
         self._client.log_text(self._run_id, text, "config.yaml")
@@ -86,13 +87,18 @@ class MlflowRun:
         tags |= dict.fromkeys(self._info.tracking.tags, "")
         tags["mlflow.user"] = os.environ.get("USER", "")
         run = self._client.create_run(experiment, tags=tags, run_name=run_name(self._info))
+        return str(run.info.run_id)
+
+    def _log_params(self) -> None:
+        """Log those that the run lacks: it cannot change one, and may have been killed before."""
+        there = self._client.get_run(self._run_id).data.params
         params = [
             Param(key, str(value)[:_MAX_CHARACTERS])
             for key, value in flat_config(self._info).items()
+            if key not in there
         ]
         for first in range(0, len(params), _MAX_BATCH):
-            self._client.log_batch(run.info.run_id, params=params[first : first + _MAX_BATCH])
-        return str(run.info.run_id)
+            self._client.log_batch(self._run_id, params=params[first : first + _MAX_BATCH])
 
 
 def _database(path: Path) -> str:
