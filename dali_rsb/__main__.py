@@ -23,6 +23,7 @@ COMMANDS = {
     "verify": "decode a dataset once and list what is wrong with it",
     "doctor": "check this machine: driver, builds, decoders, CPUs, storage",
     "replay": "the images of any past update, as the model saw them",
+    "seen": "every update that used an image, and how",
     "help": "the keys of a configuration and what they mean",
     "diff": "in which keys two configurations, runs or recipes differ",
     "parity": "compare the pixels with Pillow's and timm's, on your own images",
