@@ -22,6 +22,7 @@ COMMANDS = {
     "pack": "put a dataset into a few large tar files",
     "verify": "decode a dataset once and list what is wrong with it",
     "doctor": "check this machine: driver, builds, decoders, CPUs, storage",
+    "preview": "what a run would train on: augmented images, operations, crops, what is off",
     "replay": "the images of any past update, as the model saw them",
     "seen": "every update that used an image, and how",
     "help": "the keys of a configuration and what they mean",
