@@ -9,6 +9,7 @@ changed; an image that was overwritten in place, with its name kept, is noticed 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -63,6 +64,17 @@ class DatasetIndex:
         chosen = {name: getattr(self, name)[rows] for name in columns}
         stamps = None if self.stamps is None else self.stamps[rows]
         return replace(self, store=self.store.select(rows), stamps=stamps, **chosen)
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that change with the names, order, labels or classes of the images.
+
+        What the files hold is not looked at. It takes 0.05 s for ImageNet's 1.28 million images.
+        """
+        keys = self.store.keys
+        digest = hashlib.sha256("\n".join(self.classes).encode("utf-8", "surrogateescape"))
+        for array in (self.labels, keys.data, np.diff(keys.offsets)):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:16]
 
     @property
     def num_classes(self) -> int:

@@ -117,6 +117,21 @@ class BatchLayout:
         start += self.rank * self.batch_per_device
         return range(start, start + self.batch_per_device)
 
+    def places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where positions of an epoch come to stand; the inverse of `positions`, for all ranks.
+
+        Args:
+            positions: int64 [n].
+
+        Returns:
+            Update of the epoch, micro-batch and rank, int64 [n] each.
+        """
+        update, place = np.divmod(positions, self.global_batch)
+        micro_batch, place = np.divmod(place, self.batch_per_device * self.world_size)
+        if self.copies == "spread":
+            return update, micro_batch, place % self.world_size
+        return update, micro_batch, place // self.batch_per_device
+
 
 def plan_batches(
     global_batch: int,

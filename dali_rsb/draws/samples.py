@@ -204,14 +204,15 @@ class TrainSamples:
 
     def specs(self, epoch: int, first_update: int = 0) -> Iterator[BatchSpec]:
         """Yield the micro-batches of an epoch in order, from an update on."""
-        order = self._order(epoch)
+        order = self.order(epoch)
         for update in range(first_update, self.updates_per_epoch):
             for micro_batch in range(self.layout.accumulation):
                 positions = self.layout.positions(update, micro_batch)
                 indices = order[positions.start : positions.stop : positions.step]
                 yield BatchSpec(indices, len(indices), epoch, positions)
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def order(self, epoch: int) -> np.ndarray:
+        """The image at each position of an epoch, of all processes: int64 [positions]."""
         if self.balanced:
             return balanced_order(self.index.labels, self.seed, epoch)
         return epoch_order(len(self.index), self.seed, epoch, self.repeats)
@@ -239,14 +240,15 @@ class TrainSamples:
             inputs |= {index.image_source: images.arrays, "size": images.sizes}
             origins = images.origins
             _move_windows(inputs, np.arange(len(indices)), -origins)
-        mixes = tuple(self._mix(spec) for spec in specs)
-        erasings = tuple(self._erase(spec) for spec in specs)
+        mixes = tuple(self.mix_draws(spec) for spec in specs)
+        erasings = tuple(self.erasing_draws(spec) for spec in specs)
         labels = np.asarray(index.labels[indices])
         operands = self.transform.kernel_operands(draw)
         sizes = None if origins is None else index.image_sizes(indices)
         return PreparedRun(inputs, labels, mixes, erasings, origins, sizes, operands)
 
-    def _mix(self, spec: BatchSpec) -> MixDraws | None:
+    def mix_draws(self, spec: BatchSpec) -> MixDraws | None:
+        """Who is mixed with whom in a batch, and how; None where nothing ever mixes."""
         if self.mixing is None:
             return None
         if 0 < self.mixing_off_epoch <= spec.epoch:
@@ -254,7 +256,8 @@ class TrainSamples:
         positions = np.asarray(spec.positions)
         return self.mixing.draw(self.seed, spec.epoch, positions, self.transform.size_px)
 
-    def _erase(self, spec: BatchSpec) -> ErasingDraws | None:
+    def erasing_draws(self, spec: BatchSpec) -> ErasingDraws | None:
+        """What is erased in a batch; None where nothing ever is."""
         if self.erasing is None:
             return None
         return self.erasing.draw(self.seed, spec.epoch, spec.positions, self.transform.size_px)

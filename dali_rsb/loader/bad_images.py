@@ -163,17 +163,42 @@ class BadImages:
             elif not self.conversions.convert_rejected(image):
                 self._replace(image)
 
+    def stand_ins(self, images: Iterable[int]) -> list[int]:
+        """The images that are used where some are asked for: themselves, or the next good ones.
+
+        They are decoded to find out.
+
+        Raises:
+            UserError: a bad image under the "raise" policy, or too many of them.
+        """
+        asked = list(images)
+        if asked:
+            self.admit(np.array(asked))
+        for image in self._undecodable(sorted(set(asked) - self.replacements.keys())):
+            if not self.conversions.convert_rejected(image):
+                self._replace(image)
+        return [self.replacements.get(image, image) for image in asked]
+
+    def leave_out(self, image: int) -> int:
+        """Replace an image from now on, whether it is good or not; returns what stands in.
+
+        Raises:
+            UserError: no good image is left.
+        """
+        good = self._next_good(image)
+        for replaced, by in self.replacements.items():
+            if by == image:
+                self.replacements[replaced] = good
+        self.replacements[image] = good
+        return good
+
     def _replace(self, image: int) -> None:
         complaint = self._complaint(image)
         # The log takes a name of any length, the one line of an error does not.
         name, short = printable(self._index.name(image)), printable(self._index.name(image), 130)
         if self._policy == "raise":
             raise UserError(f"{short} {complaint}; {self._fix(image)}")
-        good = self._next_good(image)
-        for replaced, by in self.replacements.items():
-            if by == image:
-                self.replacements[replaced] = good
-        self.replacements[image] = good
+        good = self.leave_out(image)
         logger.warning("%s %s; %s stands in", name, complaint, printable(self._index.name(good)))
         if len(self.replacements) > self._max_count:
             raise UserError(

@@ -77,7 +77,7 @@ class RunFolders:
             folder = self._numbered(len([*self._existing()]) + 1)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_config(folder, yaml.safe_dump(dict(config), sort_keys=False))
+            _write_config(folder, config_text(config))
         except OSError as error:
             raise UserError(
                 f"run folder {folder} cannot be written ({error.strerror or error}); make room, "
@@ -95,6 +95,11 @@ class RunFolders:
 
     def _numbered(self, number: int) -> Path:
         return RUNS / (self.name if number == 1 else f"{self.name}-{number}")
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """What config.yaml holds of a configuration, given as plain values."""
+    return yaml.safe_dump(dict(config), sort_keys=False)
 
 
 def _write_config(folder: Path, text: str) -> None:

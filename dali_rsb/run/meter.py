@@ -31,6 +31,8 @@ class Interval:
         skipped_in_row: the last so many updates were skipped; may reach back further than the
             interval.
         replaced: bad images that others stood in for, of all processes.
+        finite: the first so many updates had finite losses, skipped ones left out, in all
+            processes.
     """
 
     loss: float
@@ -40,6 +42,7 @@ class Interval:
     skipped: int = 0
     skipped_in_row: int = 0
     replaced: int = 0
+    finite: int = 0
 
 
 class Meter:
@@ -57,6 +60,7 @@ class Meter:
         self._loss = torch.zeros((), device=processes.device)
         self._skipped = torch.zeros((), device=processes.device)
         self._skipped_in_row = torch.zeros((), device=processes.device)
+        self._finite = torch.zeros((), device=processes.device)
         self._updates = 0
         self._replaced = 0.0  # of this process
         self._start_s = time.perf_counter()
@@ -83,6 +87,7 @@ class Meter:
             skipped: 1 for a skipped update, else 0; the same in all processes.
         """
         self._loss += torch.where(skipped != 0, 0.0, loss)
+        self._finite += self._loss.isfinite()  # a sum that was not finite once never is again
         self._skipped += skipped
         self._skipped_in_row.add_(1).mul_(skipped)
         self._updates += 1
@@ -99,16 +104,20 @@ class Meter:
         means = (sums / self._processes.world_size).tolist()
         totals.loss, totals.skipped, skipped_in_row = means[0], round(means[1]), round(means[2])
         replaced = round(means[3] * self._processes.world_size)
+        finite = self._updates
+        if not math.isfinite(totals.loss):  # in all processes alike: it is their mean
+            finite = min(self._processes.gather(round(self._finite.item())))
         self._read_times()
         totals.wait_s, totals.time_s = self._before.wait_s, self._before.time_s
         self._before = _Totals()
         self._loss.zero_()
         self._skipped.zero_()
+        self._finite.zero_()
         self._updates = 0
         self._replaced = 0.0
         self._epoch.add(totals)
         interval = totals.interval(self._images_per_update)
-        return replace(interval, skipped_in_row=skipped_in_row, replaced=replaced)
+        return replace(interval, skipped_in_row=skipped_in_row, replaced=replaced, finite=finite)
 
     def read_epoch(self) -> Interval:
         """All intervals since `restart_epoch`."""
@@ -153,6 +162,7 @@ class Meter:
         for total, value in zip(totals, own[:3], strict=True):
             total.copy_(value)
         self._replaced = float(own[3:].sum())
+        self._finite.fill_(self._updates if self._loss.isfinite() else 0)
 
     def _replaced_on_device(self) -> Tensor:
         return torch.tensor(self._replaced, device=self._processes.device)

@@ -86,7 +86,7 @@ def build_trainer(
     if processes.is_first:
         check_installed(config.tracking.trackers)
     # Before the seed: timm draws numbers for a model that it fills with weights.
-    config, weights, taken_over = _begin(config, processes, resume, weights)
+    config, weights, taken_over = begin(config, processes, resume, weights)
     torch.manual_seed(config.run.seed)
     # Convolutions have fixed shapes: let cuDNN measure its algorithms; float32 parts may use TF32.
     torch.backends.cudnn.benchmark = True
@@ -251,10 +251,16 @@ def build_step(
     )
 
 
-def _begin(
-    config: cfg.Config, processes: Processes, resume: Path | None, weights: Weights | None
+def begin(
+    config: cfg.Config,
+    processes: Processes,
+    resume: Path | None = None,
+    weights: Weights | None = None,
 ) -> tuple[cfg.Config, Weights | None, list[str]]:
-    """The configuration as the initial weights complete it, they, and a line for the log."""
+    """The configuration as the initial weights complete it, they, and a line for the log.
+
+    For the arguments see `build_trainer`.
+    """
     source = config.model.weights
     if source is None:
         return config, None, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import torch
@@ -28,6 +29,16 @@ def describe_run(
     ]
 
 
+def replay_command(folder: Path, update: int) -> str:
+    """The command that shows the images of an update.
+
+    Args:
+        folder: of the run.
+        update: number in all, from 1.
+    """
+    return f"dali-rsb replay {shlex.quote(str(folder))} --update {update}"
+
+
 def device_memory(device: torch.device) -> str:
     """', X of Y GiB of GPU memory in use' by all programs; nothing on a CPU."""
     if device.type != "cuda":
@@ -36,28 +47,43 @@ def device_memory(device: torch.device) -> str:
     return f"; {(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB of GPU memory in use"
 
 
-def diverged(num_updates: int, updates_done: int, checkpoint: Path | None) -> str:
+def diverged(update: int, checkpoint: Path | None, folder: Path | None) -> str:
     """The loss is no longer a finite number.
 
     Args:
-        num_updates: since the last report.
-        updates_done: in all.
+        update: number in all, from 1, of the first with such a loss.
         checkpoint: the last good one.
+        folder: of the run, None on other ranks than the first.
     """
     return (
-        f"the loss became inf or NaN within the {num_updates} updates before update "
-        f"{updates_done}; lower optimizer.lr or set optimizer.clip_grad{_last_good(checkpoint)}"
+        f"the loss became inf or NaN in update {update}; lower optimizer.lr or set "
+        f"optimizer.clip_grad{_last_good(checkpoint)}{_seen_by(folder, update)}"
     )
 
 
-def stuck(num_updates: int, updates_done: int, limit: int, checkpoint: Path | None) -> str:
-    """The last `num_updates` were all skipped; `limit` is run.max_skipped_steps."""
+def stuck(
+    num_updates: int,
+    updates_done: int,
+    limit: int,
+    checkpoint: Path | None,
+    folder: Path | None,
+) -> str:
+    """The last `num_updates` were all skipped; `limit` is run.max_skipped_steps.
+
+    For the others see `diverged`.
+    """
     return (
         f"the last {num_updates} updates before update {updates_done} had inf or NaN in their "
         "gradients and were skipped; lower optimizer.lr, set optimizer.clip_grad, or raise "
         f"run.max_skipped_steps={limit}{_last_good(checkpoint)}"
+        f"{_seen_by(folder, updates_done - num_updates + 1, 'images of the first')}"
     )
 
 
 def _last_good(checkpoint: Path | None) -> str:
     return "" if checkpoint is None else f"; the last good checkpoint is {checkpoint}"
+
+
+def _seen_by(folder: Path | None, update: int, what: str = "its images") -> str:
+    """How to see the images of an update, after a message."""
+    return "" if folder is None else f"; {what}: {replay_command(folder, update)}"

@@ -25,6 +25,7 @@ from dali_rsb.optim import CosineSchedule
 from dali_rsb.run.agreement import Agreement
 from dali_rsb.run.checkpointer import Checkpointer
 from dali_rsb.run.environment import environment, machine
+from dali_rsb.run.folder import config_text
 from dali_rsb.run.log import RunLog
 from dali_rsb.run.meter import Meter
 from dali_rsb.run.processes import Processes
@@ -35,6 +36,7 @@ from dali_rsb.run.records import (
     TrackingOptions,
     UpdateRow,
 )
+from dali_rsb.run.sessions import Session, digest_of, record_end, record_start
 from dali_rsb.run.signals import Stopped, stop_requests
 from dali_rsb.run.trackers import start_trackers
 from dali_rsb.training.messages import device_memory, diverged, stuck
@@ -137,6 +139,7 @@ class Trainer:
             Stopped: a signal asked to stop; the last checkpoint holds all that was done.
         """
         epoch, update = divmod(self.step.updates_done, self._updates_per_epoch)
+        self._folder = folder
         minutes = self._options.checkpoint_minutes
         self._checkpointer = Checkpointer(
             folder,
@@ -159,6 +162,8 @@ class Trainer:
                     self._last_update,
                 )
         self._trackers = start_trackers(self._run_info(folder))
+        if folder is not None:
+            record_start(folder, self._session())
         self._meter = Meter(self.processes, self.samples.layout.global_batch)
         if self._progress.meter is not None:
             self._meter.load_state_dict(self._progress.meter, self._progress.partial_sums)
@@ -183,6 +188,8 @@ class Trainer:
             if best := self._checkpointer.best:
                 logger.info("best top-1 %.2f %%: %s", self._best_top1, best)
         finally:
+            if folder is not None:
+                record_end(folder, divmod(self.step.updates_done, self._updates_per_epoch))
             self._checkpointer.close()
             self._trackers.close()
             self._log.close()
@@ -230,6 +237,26 @@ class Trainer:
             saved,
         )
 
+    def _session(self) -> Session:
+        """How this session's updates are made."""
+        layout, index = self.samples.layout, self.samples.index
+        first = divmod(self.step.updates_done, self._updates_per_epoch)
+        return Session(
+            world_size=layout.world_size,
+            device=self.processes.device.type,
+            global_batch=layout.global_batch,
+            batch_per_device=layout.batch_per_device,
+            updates_per_epoch=self._updates_per_epoch,
+            config_digest=digest_of(config_text(self.config)),
+            dtype=str(self.validation.precision.input_dtype).removeprefix("torch."),
+            num_images=len(index),
+            num_classes=len(index.classes),
+            images_digest=index.digest(),
+            by_kernels=self.samples.transform.randaugment_by == "kernels",
+            first=first,
+            last=first,
+        )
+
     def _warm_up(self, epoch: int, update: int) -> None:
         """Reach the pipelines' peak memory now, not hours into the run."""
         start_s = time.perf_counter()
@@ -271,11 +298,11 @@ class Trainer:
         interval, updates_done = self._meter.read(), self.step.updates_done
         limit = self._options.max_skipped_updates
         if interval.skipped_in_row >= limit:
-            raise UserError(
-                stuck(interval.skipped_in_row, updates_done, limit, self._checkpointer.last)
-            )
+            last = self._checkpointer.last
+            raise UserError(stuck(interval.skipped_in_row, updates_done, limit, last, self._folder))
         if not math.isfinite(interval.loss) and interval.skipped < interval.updates:
-            raise UserError(diverged(interval.updates, updates_done, self._checkpointer.last))
+            first = updates_done - interval.updates + interval.finite + 1
+            raise UserError(diverged(first, self._checkpointer.last, self._folder))
         row = UpdateRow(
             epoch=epoch + 1,
             num_epochs=self._options.num_epochs,

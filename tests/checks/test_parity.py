@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_module
+from nvidia.dali import fn
 from PIL import Image
 from timm.data import auto_augment
 from timm.data.transforms_factory import transforms_imagenet_eval
@@ -136,7 +137,7 @@ def test_a_resize_without_antialias_is_off(comparison, monkeypatch):
     def without_antialias(resize):
         return lambda *arguments, **options: resize(*arguments, **{**options, "antialias": False})
 
-    monkeypatch.setattr("pipelines.decoding.fn.resize", without_antialias(stages_of.fn.resize))
+    monkeypatch.setattr("pipelines.decoding.fn.resize", without_antialias(fn.resize))
     interpolate = without_antialias(torch.nn.functional.interpolate)
     monkeypatch.setattr("dali_rsb.loader.cpu_resize.interpolate", interpolate)
     verdicts = {stage.name: stage.verdict for stage in comparison.stages()}

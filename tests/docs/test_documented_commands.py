@@ -35,7 +35,13 @@ ELSEWHERE = {
 # Nobody runs these here.
 NEEDS = {"timm:resnet50.a1_in1k": "the Hugging Face hub"}
 
-SMALLER = {"resnet50": "resnet18", "--size 224": "--size 64"}
+SMALLER = {
+    "resnet50": "resnet18",
+    "--size 224": "--size 64",
+    "--epoch 12 --update 300": "--epoch 2 --update 1",
+    "--update 31415": "--update 5",
+    "n01440764/n01440764_10026.JPEG": "cats/ain3.jpg",
+}
 SMALL_MODEL = ["model.name=timm:test_resnet"]
 SMALL_RUN = [
     "optimizer.batch_size=8",
@@ -140,7 +146,7 @@ def _words(command):
         words = words.replace(large, small)
     words = words.replace("/imagenet", "imagenet").replace("/sets", "sets").split()
     words = [re.sub(r"^configs/(\w+)\.yaml$", r"\1", word) for word in words]
-    if words[0] in ("train", "finetune", "tune"):
+    if words[0] in ("train", "finetune", "tune", "preview"):
         given = {word.partition("=")[0] for word in words}
         small = [word for word in SMALL_RUN if word.partition("=")[0] not in given]
         if words[0] != "finetune":

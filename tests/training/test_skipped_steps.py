@@ -252,6 +252,27 @@ def test_meter_counts_replaced_images_across_a_checkpoint():
     assert (meter.read().replaced, resumed.read().replaced) == (5, 0)
 
 
+def test_meter_finds_the_first_loss_that_is_not_finite_on_any_rank():
+    class OtherRank(Processes):
+        def sum(self, tensor):
+            return tensor * 2
+
+        def gather(self, value):
+            return [value, 1]  # its second loss was not finite
+
+    pair = OtherRank(CPU.device, world_size=2)
+    for last, processes, finite in (
+        *((math.inf, CPU, 4), (math.nan, CPU, 4), (1.0, CPU, 5)),
+        *((math.inf, pair, 1), (1.0, pair, 5)),
+    ):
+        meter = Meter(processes, images_per_update=4)
+        for loss, skipped in ((2.0, 0), (math.nan, 1), (3.0, 0), (4.0, 0), (last, 0)):
+            meter.add(torch.tensor(loss), torch.tensor(float(skipped)))
+        assert meter.read().finite == finite
+        meter.add(torch.tensor(1.0), torch.tensor(0.0))
+        assert meter.read().finite == 1  # of the next interval
+
+
 @pytest.fixture
 def trainer_with(digits):
     def build(*overrides, spoilt=(), resume=None):
@@ -315,6 +336,7 @@ def test_too_many_skipped_updates_in_a_row_stop_the_run(trainer_with, tmp_path):
     assert "the last 4 updates before update 6 had inf or NaN" in message
     assert "run.max_skipped_steps=3" in message
     assert f"the last good checkpoint is {tmp_path / 'last.pt'}" in message
+    assert message.endswith(f"images of the first: dali-rsb replay {tmp_path} --update 3")
     # It is good, though it was written in between: skipped updates leave the weights alone.
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     assert all(t.isfinite().all() for t in state["model"].values() if t.is_floating_point())

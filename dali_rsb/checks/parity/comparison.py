@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, pipeline_def, types
+from nvidia.dali import Pipeline, pipeline_def
 from nvidia.dali.data_node import DataNode
 from PIL import Image
 
+from dali_rsb.checks.parity.operations import BATCH_SIZE, Operations
 from dali_rsb.checks.parity.pillow import apply_operation, crop_resize_flip
 from dali_rsb.checks.parity.report import Limits, Stage
 from dali_rsb.dataset import DatasetIndex
@@ -22,7 +23,6 @@ from dali_rsb.draws.order import BatchLayout, EvalLayout
 from dali_rsb.draws.philox import Stream, uniforms
 from dali_rsb.draws.randaugment import (
     OPERATIONS,
-    RandAugmentDraws,
     RandAugmentPolicy,
     fill_color,
 )
@@ -36,7 +36,6 @@ from dali_rsb.system.cpus import threads_per_process
 from pipelines.arguments import Decoding
 from pipelines.decoding import decode, read_images
 from pipelines.inputs import external_inputs, image_input, size_input
-from pipelines.randaugment import rand_augment, randaugment_inputs
 from pipelines.types import INTERPOLATIONS, DecodeMode, Decoder, ImageSource
 
 EXACT = Limits(largest=0)
@@ -54,7 +53,6 @@ POLICY = RandAugmentPolicy.parse(POLICY_NAME)
 FILL = fill_color((0.485, 0.456, 0.406))  # mean of ImageNet
 CROP_RATIO = 0.95  # of the recipes' evaluation
 NUM_EPOCHS = 4  # random crops of each image
-BATCH_SIZE = 8  # few, for the memory that very large images take
 PREFETCH = 2
 
 
@@ -62,19 +60,6 @@ PREFETCH = 2
 def _decode_graph(decoding: Decoding, source: ImageSource) -> DataNode:
     inputs = external_inputs((image_input(source), size_input()))
     return decode(read_images(inputs), inputs["size"], decoding)
-
-
-@pipeline_def(enable_conditionals=True)
-def _operation_graph(device: str, size_px: int) -> DataNode:
-    images = fn.external_source(name="images", layout="HWC", dtype=types.UINT8, ndim=3)
-    return rand_augment(
-        images.gpu() if device == "gpu" else images,
-        external_inputs(randaugment_inputs(1)),
-        num_layers=1,
-        size_px=(size_px, size_px),
-        fill=FILL,
-        device=device,
-    )
 
 
 class Comparison:
@@ -189,7 +174,9 @@ class Comparison:
         for magnitude in magnitudes:
             for negate in directions:
                 sign = "-" if negate else "+" if len(directions) == 2 else ""
-                outputs = self._run_operation(name, magnitude, negate)
+                outputs = self._operations.apply(
+                    self._small_images, name, magnitude, negate, POLICY.increasing
+                )
                 for image, before, ours in zip(
                     self._images.tolist(), self._small_images, outputs, strict=True
                 ):
@@ -200,31 +187,9 @@ class Comparison:
                     stage.add(ours, np.asarray(reference), label)
         return stage
 
-    def _run_operation(self, name: str, magnitude: float, negate: bool) -> Iterator[np.ndarray]:
-        policy = replace(POLICY, num_layers=1)
-        for start in range(0, len(self._small_images), BATCH_SIZE):
-            images = self._small_images[start : start + BATCH_SIZE]
-            batch = np.stack([np.asarray(image) for image in images])
-            shape = (len(batch), 1)
-            draws = RandAugmentDraws(
-                operation=np.full(shape, OPERATIONS.index(name), np.int8),
-                magnitude=np.full(shape, magnitude),
-                negate=np.full(shape, negate),
-                increasing=policy.increasing,
-            )
-            operands = policy.to_operands(draws, (self._size_px, self._size_px))
-            (output,) = self._operations.run(images=batch, **operands)
-            yield from output.as_cpu().as_array()
-
     @cached_property
-    def _operations(self) -> Pipeline:
-        return _operation_graph(
-            self._device,
-            self._size_px,
-            batch_size=BATCH_SIZE,
-            prefetch_queue_depth=1,
-            **self._options,
-        )
+    def _operations(self) -> Operations:
+        return Operations(self._size_px, self._device_id, FILL)
 
     @cached_property
     def _small_images(self) -> list[Image.Image]:
