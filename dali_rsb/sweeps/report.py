@@ -105,7 +105,7 @@ def _compared(setting: str, baseline: str, comparison: Comparison) -> list[str]:
 
 
 def _judged(holds_zero: bool) -> str:
-    return "may be chance" if holds_zero else "is no chance"
+    return "holds 0" if holds_zero else "excludes 0"
 
 
 def _shortened(text: str, width: int) -> str:

@@ -69,7 +69,7 @@ def test_the_table_fits_a_terminal_and_says_what_pairing_saves():
     text = table("val_top1", RESULTS)
     assert "optimizer.lr=1e-3     4   73.0000    2.5820   70.0000   76.0000" in text
     assert "difference +2.0000, 95 % interval over 4 seeds" in text
-    assert "paired    +- 1.2992   is no chance" in text
+    assert "paired    +- 1.2992   excludes 0" in text
     assert "4 paired seeds say as much as 100 unpaired ones (25.00 x)" in text
 
 
