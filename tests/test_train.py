@@ -59,7 +59,15 @@ def test_run_folder_holds_metrics_log_and_checkpoints(whole_run):
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    for name in ("train_loss", "lr", "img_per_s", "data_wait", "val_top1", "val_top5", "ema_top1"):
+    for name in (
+        "train_loss",
+        "lr",
+        "img_per_s",
+        "data_wait_percent",
+        "val_top1",
+        "val_top5",
+        "ema_top1",
+    ):
         assert all(float(row[name]) >= 0 for row in rows), name
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     assert 0 <= float(rows[-1]["val_top1"]) <= float(rows[-1]["val_top5"]) <= 100

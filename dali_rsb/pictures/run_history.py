@@ -30,7 +30,7 @@ class Interval:
         loss: mean, NaN where all of them were skipped.
         lr: of the last one.
         img_per_s: images of all processes in a second.
-        data_wait: percent of its time.
+        data_wait_percent: percent of its time.
         end_s: when it ended: seconds of training and evaluating since the run began, no pauses.
         time_s: its length, by its images and their rate.
     """
@@ -40,7 +40,7 @@ class Interval:
     loss: float
     lr: float
     img_per_s: float
-    data_wait: float
+    data_wait_percent: float
     end_s: float
     time_s: float
 
@@ -211,7 +211,7 @@ def _timed(
                     loss,
                     line["lr"],
                     line["img_per_s"],
-                    line["data_wait"],
+                    line["data_wait_percent"],
                     clock_s,
                     time_s,
                 )

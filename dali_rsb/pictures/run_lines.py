@@ -45,7 +45,10 @@ _POSITIVE = {
     "update": ("epoch", "update", "num_updates", "img_per_s", "unix_time_s"),
     "epoch": ("epoch", "updates", "unix_time_s"),
 }
-_NUMBER = {"update": ("lr", "data_wait"), "epoch": ("lr", "img_per_s", "data_wait", "skipped")}
+_NUMBER = {
+    "update": ("lr", "data_wait_percent"),
+    "epoch": ("lr", "img_per_s", "data_wait_percent", "skipped"),
+}
 _NUMBER_OR_NULL = {
     "update": ("loss",),
     "epoch": ("train_loss", "val_loss", "val_top1", "val_top5", "ema_top1", "ema_top5"),

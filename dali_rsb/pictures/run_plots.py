@@ -82,7 +82,9 @@ def speeds(runs: Sequence[RunHistory], axis: Axis) -> list[Svg]:
     """Images per second and the share of waiting; none where there is no report."""
     drawings = [
         _of_reports(runs, axis, "Images per second, in training", lambda one: one.img_per_s),
-        _of_reports(runs, axis, "Waiting for data, % of the time", lambda one: one.data_wait),
+        _of_reports(
+            runs, axis, "Waiting for data, % of the time", lambda one: one.data_wait_percent
+        ),
     ]
     return [drawing for drawing in drawings if drawing is not None]
 

@@ -42,7 +42,7 @@ def time_spent(run: RunHistory) -> TimeSpent | None:
     """Where the time went; None where the run has reported no update."""
     if not run.intervals or run.first_s is None or run.last_s is None:
         return None
-    waiting_s = sum(one.time_s * one.data_wait / 100 for one in run.intervals)
+    waiting_s = sum(one.time_s * one.data_wait_percent / 100 for one in run.intervals)
     updating_s = sum(one.time_s for one in run.intervals)
     evaluation_s = sum(one.evaluation_s or 0.0 for one in run.epochs)
     elapsed_s = run.last_s - run.first_s

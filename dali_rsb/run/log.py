@@ -79,7 +79,7 @@ class RunLog:
             return
         numbers = (
             f"loss {row.loss:.4f}  lr {row.lr:.2e}  {row.img_per_s:,.0f} img/s  "
-            f"wait {row.data_wait:.1f} %  left {duration(left_s)}{_skipped(row.skipped)}"
+            f"wait {row.data_wait_percent:.1f} %  left {duration(left_s)}{_skipped(row.skipped)}"
         )
         # Fits 80 columns, where "epoch 100/100 update 5004/5004" would not.
         line = f"epoch {_epochs_done(row)}/{row.num_epochs}  {numbers}"
@@ -100,7 +100,7 @@ class RunLog:
             epoch,
             row.train_loss,
             f"{row.img_per_s:,.0f}",
-            row.data_wait,
+            row.data_wait_percent,
             _skipped(row.skipped),
         )
         judged = {"": (row.val_top1, row.val_top5), "EMA ": (row.ema_top1, row.ema_top5)}

@@ -25,7 +25,7 @@ class Interval:
     Attributes:
         loss: mean over the updates that were not skipped and over all processes; NaN if all were.
         img_per_s: images of all processes.
-        data_wait: percent of the time.
+        data_wait_percent: percent of the time.
         updates: how many, skipped ones included.
         skipped: updates skipped for inf or NaN in their gradients.
         skipped_in_row: the last so many updates were skipped; may reach back further than the
@@ -37,7 +37,7 @@ class Interval:
 
     loss: float
     img_per_s: float
-    data_wait: float
+    data_wait_percent: float
     updates: int
     skipped: int = 0
     skipped_in_row: int = 0
@@ -193,7 +193,7 @@ class _Totals:
         return Interval(
             loss=self.loss / made if made else math.nan,
             img_per_s=self.updates * images_per_update / self.time_s,
-            data_wait=100 * self.wait_s / self.time_s,
+            data_wait_percent=100 * self.wait_s / self.time_s,
             updates=self.updates,
             skipped=self.skipped,
         )

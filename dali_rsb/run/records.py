@@ -76,7 +76,7 @@ class UpdateRow:
         loss: mean over those that were not skipped; NaN where all were.
         lr: of the last of them.
         img_per_s: images of all processes.
-        data_wait: percent of the time.
+        data_wait_percent: percent of the time.
         skipped: updates skipped for inf or NaN in their gradients.
         replaced: bad images that others stood in for, of all processes.
         images: seen since the run began, of all processes.
@@ -89,7 +89,7 @@ class UpdateRow:
     loss: float
     lr: float
     img_per_s: float
-    data_wait: float
+    data_wait_percent: float
     skipped: int
     replaced: int = 0
     images: int = 0
@@ -97,7 +97,7 @@ class UpdateRow:
 
 @dataclass(frozen=True)
 class EpochRow:
-    """An epoch. Accuracies and `data_wait` are in percent, None where not measured.
+    """An epoch. Accuracies and `data_wait_percent` are in percent, None where not measured.
 
     `skipped` counts the updates skipped for inf or NaN in their gradients; they are in `updates`,
     and not in the loss.
@@ -108,7 +108,7 @@ class EpochRow:
     train_loss: float
     lr: float
     img_per_s: float
-    data_wait: float
+    data_wait_percent: float
     skipped: int
     val_loss: float | None
     val_top1: float | None

@@ -104,13 +104,13 @@ def test_every_number_of_a_run_is_there_at_the_images_seen(service, undisturbed)
         ("loss", "train/loss"),
         ("lr", "train/lr"),
         ("img_per_s", "train/img_per_s"),
-        ("data_wait", "train/data_wait_percent"),
+        ("data_wait_percent", "train/data_wait_percent"),
     ):
         expected[name] = [(32 * n, row[key]) for n, row in enumerate(updates, 1)]
     for key, name in (
         ("train_loss", "epoch/train_loss"),
         ("img_per_s", "epoch/img_per_s"),
-        ("data_wait", "epoch/data_wait_percent"),
+        ("data_wait_percent", "epoch/data_wait_percent"),
         ("val_loss", "val/loss"),
         ("val_top1", "val/top1"),
         ("val_top5", "val/top5"),

@@ -72,7 +72,7 @@ def test_a_resumed_run_drops_the_rows_of_epochs_that_it_trains_again(tmp_path, u
     with (tmp_path / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == [*kept, "9"]
-    assert all(float(row["train_loss"]) == 1 / 3 for row in rows[:-1])
+    assert all(float(row["train_loss"]) == 0.333333 for row in rows[:-1])
 
 
 def test_lines_of_json_say_what_they_are_and_have_no_nan(tmp_path):
@@ -98,6 +98,7 @@ ROW = "1,7,0.5,0.001,100.0,2.5,0,,,,,,1.0\r\n"
         (HEADER + ROW + "abc,1\n", ["1"]),
         (HEADER + ROW.strip() + ",9,9\r\n", []),
         (HEADER + ROW + ROW.replace("0.5,", "half,"), ["1"]),
+        (HEADER + ROW + ROW.replace("1,7,", "2,7.5,"), ["1"]),
         (HEADER + ROW + "\xe9\n", []),
         ("a,b\n1,2\n", []),
         (HEADER + ROW + "1" * 200_000, ["1"]),

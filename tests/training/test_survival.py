@@ -15,7 +15,7 @@ from killed_runs import end, kill_at_event, kill_in_write, start, write_recipe
 from dali_rsb.config import load_config
 from dali_rsb.run.checkpoint import load_checkpoint
 
-TIMES = ("img_per_s", "data_wait", "time_s")
+TIMES = ("img_per_s", "data_wait_percent", "time_s")
 
 
 @pytest.fixture(scope="module")

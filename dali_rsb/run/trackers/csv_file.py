@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 _NAME = "metrics.csv"
 _COLUMNS = [field.name for field in fields(EpochRow)]
+_COUNTS = ("epoch", "updates", "skipped")
 
 
 class CsvFile:
@@ -46,7 +47,7 @@ class CsvFile:
         """Nothing: the file has rows of epochs only."""
 
     def log_epoch(self, row: EpochRow) -> None:
-        self._rows.append(asdict(row))
+        self._rows.append({name: _cell(value) for name, value in asdict(row).items()})
         self._write()
 
     def log_checkpoint(self, saved: SavedCheckpoint) -> None:
@@ -73,10 +74,15 @@ def read_epochs(folder: Path) -> list[EpochRow]:
     return [EpochRow(**{name: _number(name, cell) for name, cell in row.items()}) for row in rows]
 
 
+def _cell(value: Any) -> Any:
+    """Six digits of a number, which say all that two runs can differ by; metrics.jsonl has all."""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
 def _number(column: str, cell: str) -> Any:
     if cell == "":
         return None
-    return int(cell) if column in ("epoch", "updates", "skipped") else float(cell)
+    return int(cell) if column in _COUNTS else float(cell)
 
 
 def _rows(text: str) -> tuple[list[dict[str, Any]], str]:
@@ -99,7 +105,9 @@ def _rows(text: str) -> tuple[list[dict[str, Any]], str]:
 
 def _is_usable(row: dict[str, Any]) -> bool:
     """All cells are numbers, or empty where nothing was measured; none is missing or too many."""
-    if len(row) != len(_COLUMNS) or None in row.values() or not row["epoch"].isdecimal():
+    if len(row) != len(_COLUMNS) or None in row.values():
+        return False
+    if not all(row[name].isdecimal() for name in _COUNTS):
         return False
     try:
         return all(cell == "" or isinstance(float(cell), float) for cell in row.values())
