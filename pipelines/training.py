@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import do_not_convert
@@ -69,16 +71,8 @@ def _train_graph(arguments: TrainArguments) -> DataNode:
             images = decode_hybrid(read_images(inputs), size, decoding, part, rows)
         else:
             images = decode(read_images(inputs), size, decoding, part)
-    window = (inputs["start"], inputs["end"])
-    if arguments.host_resize is not None:
-        images = resize_window_on_host(
-            images, *window, inputs["interpolation"], arguments.host_resize
-        )
-    else:
-        interpolation = fn.reinterpret(inputs["interpolation"], dtype=types.INTERP_TYPE)
-        images = resize_window(images, size_px, *window, interpolation)
     return rand_augment(
-        images,
+        _resized(images, inputs, arguments),
         inputs,
         num_layers=num_layers,
         size_px=(size_px, size_px),
@@ -87,6 +81,21 @@ def _train_graph(arguments: TrainArguments) -> DataNode:
     )
 
 
+@do_not_convert
+def _resized(
+    images: DataNode, inputs: Mapping[str, DataNode], arguments: TrainArguments
+) -> DataNode:
+    window = (inputs["start"], inputs["end"])
+    if arguments.host_resize is not None:
+        return resize_window_on_host(
+            images, *window, inputs["interpolation"], arguments.host_resize
+        )
+    interpolation = fn.reinterpret(inputs["interpolation"], dtype=types.INTERP_TYPE)
+    return resize_window(images, arguments.size_px, *window, interpolation)
+
+
 def train_pipeline(arguments: TrainArguments) -> Pipeline:
     """Build the training pipeline; its output is uint8 [batch_size, size_px, size_px, 3]."""
-    return _train_graph(arguments, **arguments.of_dali)
+    # Without decisions DALI need not rewrite the functions, which takes a second of a CPU.
+    decides = arguments.randaugment_layers > 0 or arguments.decode_mode in ("hybrid", "shared")
+    return _train_graph(arguments, enable_conditionals=decides, **arguments.of_dali)
