@@ -95,7 +95,7 @@ def _killed_runs(recipe, undisturbed, tmp_path, kills, seed):
 
 
 def test_killed_runs_write_what_the_undisturbed_one_writes(recipe, undisturbed, tmp_path):
-    _killed_runs(recipe, undisturbed, tmp_path, kills=12, seed=0)
+    _killed_runs(recipe, undisturbed, tmp_path, kills=40, seed=0)
 
 
 @pytest.mark.slow
