@@ -97,7 +97,6 @@ setup(
             "webdataset>=1.0",
             "scikit-image>=0.22",
             "scipy>=1.11",
-            "matplotlib>=3.8",  # the picture of benchmarks/outcome_plot.py
             "lightning>=2.5",
             "accelerate>=1.2",
             "setuptools>=70.1",

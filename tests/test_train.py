@@ -190,7 +190,7 @@ def test_two_processes_train_and_evaluate_every_image_once(small, tmp_path):
         "dali_rsb.train", QUICKSTART, *overrides, f"run.dir={tmp_path / 'run'}", processes=2
     )
     assert result.returncode == 0, result.stderr
-    assert "48 per device x 2 device(s) x 2 accumulation" in result.stderr
+    assert "48 a device x 2 device(s) x 2 accumulation" in result.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert [line["kind"] for line in lines] == ["update", "update", "epoch"]
 

@@ -616,11 +616,12 @@ def test_the_train_command_writes_rates_that_the_budget_reads(
     train.main(
         [config, *overrides, "--no-timm", *(f"--{name}={value}" for name, value in options.items())]
     )
-    assert "dali_rsb: limited by" in capsys.readouterr().out
+    (verdict,) = re.findall("dali_rsb: (limited by|no verdict)", capsys.readouterr().out)
     written = json.loads(output.read_text())
     assert written["benchmark"] == "train"
     triple = written["triples"]["dali_rsb"]
-    assert triple["limit"] in ("loader", "model", "CPU")
+    # A busy machine gives no verdict.
+    assert (triple["limit"] in ("loader", "model", "CPU")) == (verdict == "limited by")
     rate = written["candidates"]["dali_rsb, together"]["img_per_s"]["median"]
     assert triple["together"]["median"] == rate > 0
     budget.main([config, *overrides, "--rates", str(output), "--images=1437", "--val-images=360"])

@@ -61,6 +61,8 @@ def test_both_programs_are_told_the_same(setting):
         assert type(ours)(value) == ours, option
     assert (config.loss.name == "bce") == ("--bce-loss" in given)
     assert config.mixes == ("--mixup" in given)
+    # timm's train.py ignores --bce-loss where it neither mixes nor smooths.
+    assert config.mixes or float(given["--smoothing"][0]) > 0
     assert (config.model.drop_path, config.model.dropout, config.ema.decay) == (0, 0, None)
 
 

@@ -115,5 +115,5 @@ def test_the_others_go_on_where_a_node_is_lost(recipe, undisturbed, tmp_path):
     assert sorted(codes) == [-9, 0], outputs
     output = outputs[codes.index(0)]
     assert "resuming at epoch 1, update 3" in output
-    assert "8 per device x 1 device(s) x 2 accumulation" in output
+    assert "8 a device x 1 device(s) x 2 accumulation" in output
     _assert_same_weights(tmp_path / "run", undisturbed)
