@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from torch import nn
@@ -89,6 +89,28 @@ def create_model(
             f"write {TIMM_PREFIX}NAME for a model of timm"
         )
     return ResNet(RESNET_SPECS[name], num_classes, drop_path, dropout)
+
+
+def check_input_sizes(model: nn.Module, name: str, sizes: Mapping[str, int]) -> None:
+    """Refuse sizes that a model cannot take, as those of timm's transformers.
+
+    Args:
+        model: of `create_model`.
+        name: of the model, for the message.
+        sizes: sides of square images in pixels, by what sets them.
+
+    Raises:
+        UserError: the model takes images of one size alone, and this is another.
+    """
+    facts = getattr(model, "pretrained_cfg", None) or {}
+    if not facts.get("fixed_input_size"):
+        return
+    side = facts["input_size"][-1]
+    if wrong := [key for key, size in sizes.items() if size != side]:
+        raise UserError(
+            f"model {name} takes images of {side} x {side} pixels alone; set "
+            f"{' '.join(f'{key}={side}' for key in wrong)}"
+        )
 
 
 def _create_timm_model(

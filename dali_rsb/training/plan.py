@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dali_rsb import config as cfg
 from dali_rsb.draws.order import epoch_length
 from dali_rsb.errors import UserError
-from dali_rsb.models import create_model
+from dali_rsb.models import check_input_sizes, create_model
 from dali_rsb.run.processes import Processes
 from dali_rsb.training.assembly import device_batch
 from dali_rsb.training.datasets import open_training
@@ -77,6 +77,7 @@ def _cost(config: cfg.Config, size: int, is_half: bool) -> tuple[float, float, f
             config.model.dropout,
         )
         images = torch.zeros(2, 3, size, size)
+    check_input_sizes(model, config.model.name, {"augment.size": size})
     saved: dict[int, int] = {}
     own = {id(parameter) for parameter in model.parameters()}
     kept: list[Tensor] = []  # so that no address is used twice

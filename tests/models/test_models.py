@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 import sys
 
 import pytest
@@ -11,7 +12,7 @@ import torchvision
 from torch import nn
 
 from dali_rsb.errors import UserError
-from dali_rsb.models import DropPath, ResNet, create_model, list_models
+from dali_rsb.models import DropPath, ResNet, check_input_sizes, create_model, list_models
 from dali_rsb.models.layers import SqueezeExcite
 from dali_rsb.models.registry import RESNET_SPECS
 from dali_rsb.models.resnet import BasicBlock, Bottleneck, ResidualBlock
@@ -397,3 +398,17 @@ def test_timm_missing_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"run: pip install timm$"):
         create_model("timm:resnet26d")
+
+
+def test_sizes_that_a_model_does_not_take_are_refused_and_the_named_ones_work():
+    name = "timm:test_vit"  # 160 px alone; a ResNet takes any size
+    check_input_sizes(create_model("timm:test_resnet"), "timm:test_resnet", {"augment.size": 32})
+    model = create_model(name, num_classes=2).eval()
+    sizes = {"augment.size": 128, "evaluation.size": 224}
+    with pytest.raises(UserError) as refused:
+        check_input_sizes(model, name, sizes)
+    fixed = dict(re.findall(r"(\w+\.size)=(\d+)", str(refused.value)))
+    assert fixed.keys() == sizes.keys()
+    check_input_sizes(model, name, {key: int(size) for key, size in fixed.items()})
+    side = int(fixed["augment.size"])
+    assert model(torch.zeros(1, 3, side, side)).shape == (1, 2)
