@@ -68,12 +68,13 @@ def render(results: Path = RESULTS) -> str:
 
 
 def render_brief(results: Path = RESULTS) -> str:
-    """The loader with A3's augmentation, and training from end to end: for the README."""
-    loader, train = (
+    """The loader with A3's augmentation, training from end to end, and outcomes: for the README."""
+    loader, train, outcomes = (
         json.loads((results / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("loader_cpu", "train_cpu")
+        for name in ("loader_cpu", "train_cpu", "outcome_parity_cpu")
     )
-    return "\n".join([*_loader_a3(loader), "", *_train(train)]) + "\n"
+    lines = [*_loader_a3(loader), "", *_train(train), "", *_outcomes_table(outcomes)]
+    return "\n".join(lines) + "\n"
 
 
 def _loader(report: Report) -> list[str]:
@@ -207,6 +208,11 @@ def _references(*reports: Report) -> list[str]:
 
 
 def _outcomes(report: Report) -> list[str]:
+    picture = "![The accuracies of all seeds](outcome_parity.svg)"
+    return [*_outcomes_table(report), "", picture]
+
+
+def _outcomes_table(report: Report) -> list[str]:
     settings, machine = report["settings"], report["machine"]
     lines = [
         "Top-1 in percent after training by dali_rsb and by timm's train.py "
