@@ -227,7 +227,7 @@ def test_a_run_that_has_split_its_images_is_compared_on_those_held_out(
     count = int(re.search(r"on (\d+) images of", capsys.readouterr().out)[1])
     assert 8 <= count < 14
     known = known_accuracy(open_weights(str(target)))
-    assert known.images.endswith("photographs0 (0.7 of it, held out)")
+    assert known.images.endswith(f"{photo_folder.name} (0.7 of it, held out)")
 
 
 def test_weights_without_a_description_claim_nothing(monkeypatch, tmp_path, caplog):
