@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from nvidia.dali import pipeline_def
@@ -56,7 +56,7 @@ from dali_rsb.errors import UserError, run_command
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.builders import train_loader
 from dali_rsb.loader.executor import RoundRobin
-from dali_rsb.loader.rand_augment import with_backend
+from dali_rsb.loader.rand_augment import RandAugmentBackend, with_backend
 from dali_rsb.loader.settings import DecodeSetting, LoaderSettings
 from dali_rsb.system.cpus import available_cpus
 from pipelines.arguments import Decoding
@@ -107,7 +107,7 @@ def our_loader(
     task: LoaderTask,
     decode: DecodeSetting = "host",
     repeats: int = 1,
-    randaugment_by: Literal["dali", "triton"] = "dali",
+    randaugment_by: RandAugmentBackend = "auto",
     shares_copies: bool = True,
 ) -> BatchCounts:
     """This project's training loader; on a GPU with RandAugment by either of its backends.
@@ -128,7 +128,7 @@ def our_loader(
 
 
 def _with_backend(
-    samples: TrainSamples, backend: Literal["dali", "triton"], device: torch.device
+    samples: TrainSamples, backend: RandAugmentBackend, device: torch.device
 ) -> TrainSamples:
     try:
         return replace(samples, transform=with_backend(samples.transform, backend, device))
@@ -239,17 +239,19 @@ def loader_group(task: LoaderTask) -> Group:
         "FFCV plain": partial(ffcv_loader, plain),
         "FFCV half raw plain": partial(ffcv_loader, plain, share_raw=0.5),
     }
-    ours, *others = without
-    comparisons = (RatePair(ours, other) for other in others)
+    first, *others = without
+    comparisons = (RatePair(first, other) for other in others)
     if task.randaugment is None:
         return Group(without, tuple(comparisons))
-    kernels = {}
+    ours = {"dali_rsb": partial(our_loader, task)}
     if task.device != "cpu":
-        kernels = {"dali_rsb kernels": partial(our_loader, task, randaugment_by="triton")}
+        ours = {
+            "dali_rsb": partial(our_loader, task, randaugment_by="dali"),
+            "dali_rsb kernels": partial(our_loader, task, randaugment_by="triton"),
+        }
     return Group(
         {
-            "dali_rsb": partial(our_loader, task),
-            **kernels,
+            **ours,
             "timm": partial(timm_loader, task),
             "DALI rand_augment": partial(dali_loader, task),
             "DALI rand_augment n=1": partial(dali_loader, task, num_operations=1),
@@ -261,7 +263,7 @@ def loader_group(task: LoaderTask) -> Group:
             RatePair("dali_rsb", "DALI rand_augment", target=1.25),
             RatePair("dali_rsb", "DALI rand_augment n=1"),
             RatePair("dali_rsb", "torchvision"),
-            *(RatePair(name, "dali_rsb") for name in kernels),
+            *(RatePair(name, "dali_rsb") for name in ours if name != "dali_rsb"),
             *comparisons,
         ),
     )

@@ -192,10 +192,10 @@ class Augment(Section):
     randaugment: str | None = Field(
         None, description="RandAugment in timm's notation, such as rand-m7-mstd0.5-inc1"
     )
-    backend: Literal["auto", "dali", "triton"] = Field(
+    backend: Literal["auto", "dali", "triton", "numba"] = Field(
         "auto",
-        description="who computes RandAugment: DALI, or Triton kernels behind it; auto: Triton on "
-        "a GPU, if it works there",
+        description="who computes RandAugment: DALI, or kernels behind it; auto: Triton's on a "
+        "GPU, Numba's on a CPU, if they work there",
     )
     random_erasing: Fraction = Field(
         0.0, description="probability of erasing boxes of an image, after mixing"

@@ -15,6 +15,7 @@ from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.cpu_resize import CpuResize
 from dali_rsb.loader.decoding import check_decode, nvimgcodec_version
 from dali_rsb.loader.loader import Loader, Samples, device_id
+from dali_rsb.loader.rand_augment import compile_kernels
 from dali_rsb.loader.settings import LoaderSettings
 from pipelines import EvalArguments, TrainArguments, eval_pipeline, train_pipeline
 from pipelines.types import IMAGENET_FILL
@@ -38,6 +39,7 @@ def train_loader(
     Raises:
         UserError: images cannot be decoded as `settings` say.
     """
+    compile_kernels(samples.transform, device)
     arguments = TrainArguments(
         size_px=samples.transform.size_px,
         batch_size=samples.layout.batch_per_device * settings.batches_per_run,

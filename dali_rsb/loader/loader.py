@@ -174,7 +174,8 @@ class Loader:
 
     def _assemble(self, images: Tensor, run: _Run) -> Iterator[Batch]:
         if run.prepared.randaugment is not None:
-            images = apply_operands(images, run.prepared.randaugment, self._fill)
+            operands = run.prepared.randaugment
+            images = apply_operands(images, operands, self._fill, may_overwrite=True)
         labels = self._to_device(run.prepared.labels.astype(np.int64))
         sizes = [len(spec.indices) for spec in run.specs]
         parts = zip(images.split(sizes), labels.split(sizes), strict=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
+import time
 from dataclasses import replace
 from typing import Literal
 
@@ -12,11 +15,16 @@ from dali_rsb.draws.randaugment import RandAugmentDraws, RandAugmentOperands
 from dali_rsb.draws.samples import TrainTransform
 from dali_rsb.errors import UserError
 from dali_rsb.kernels import rand_augment as kernels
+from dali_rsb.kernels.numba_support import numba_obstacle
 from dali_rsb.kernels.triton_support import triton_obstacle
 from dali_rsb.loader.transfer import to_device
 from pipelines.types import IMAGENET_FILL
 
-RandAugmentBackend = Literal["auto", "dali", "triton"]
+RandAugmentBackend = Literal["auto", "dali", "triton", "numba"]
+
+logger = logging.getLogger(__name__)
+
+_WORTH_A_LINE_S = 3.0  # reading it from the cache takes half a second
 
 
 def rand_augment(
@@ -56,14 +64,17 @@ def rand_augment(
 
 
 def apply_operands(
-    images: Tensor, operands: RandAugmentOperands, fill: tuple[int, int, int]
+    images: Tensor,
+    operands: RandAugmentOperands,
+    fill: tuple[int, int, int],
+    may_overwrite: bool = False,
 ) -> Tensor:
-    """`rand_augment` with what the draws have come to."""
+    """`rand_augment` with what the draws have come to; see `kernels.rand_augment`."""
     branch, value, matrix = (
         to_device(array, images.device)
         for array in (operands.branch, operands.value, operands.matrix)
     )
-    return kernels.rand_augment(images, branch, value, matrix, fill)
+    return kernels.rand_augment(images, branch, value, matrix, fill, may_overwrite=may_overwrite)
 
 
 def with_backend(
@@ -72,21 +83,48 @@ def with_backend(
     """The transform with its RandAugment, if any, assigned to the pipeline or to the kernels.
 
     Args:
-        backend: "auto" is the kernels on a GPU where Triton works, else DALI.
+        backend: "auto" is the kernels where Triton works on a GPU, or Numba on a CPU; else DALI.
 
     Raises:
-        UserError: "triton" cannot run on the device.
+        UserError: "triton" or "numba" cannot run on the device.
     """
     if transform.randaugment is None or backend == "dali":
         return replace(transform, randaugment_by="pipeline")
-    obstacle = triton_obstacle() if device.type == "cuda" else "it needs a GPU"
-    if backend == "triton" and obstacle is not None:
-        raise UserError(f"augment.backend=triton cannot run: {obstacle}; set augment.backend=auto")
-    return replace(transform, randaugment_by="pipeline" if obstacle else "kernels")
+    obstacles = _obstacles(device)
+    if backend != "auto" and obstacles[backend] is not None:
+        raise UserError(
+            f"augment.backend={backend} cannot run: {obstacles[backend]}; set augment.backend=auto"
+        )
+    works = None in obstacles.values()
+    return replace(transform, randaugment_by="kernels" if works else "pipeline")
 
 
-def describe_randaugment(transform: TrainTransform) -> str | None:
+def _obstacles(device: torch.device) -> dict[str, str | None]:
+    """What keeps the kernels of each kind from running on a device."""
+    if device.type == "cuda":
+        return {"triton": triton_obstacle(), "numba": "it needs run.device=cpu"}
+    return {"triton": "it needs a GPU", "numba": numba_obstacle()}
+
+
+def compile_kernels(transform: TrainTransform, device: torch.device) -> None:
+    """Compile what Numba compiles, where it will be used: now, and not under the first batch."""
+    if transform.randaugment is None or transform.randaugment_by == "pipeline":
+        return
+    if device.type == "cuda" or numba_obstacle() is not None:
+        return
+    start_s = time.perf_counter()
+    importlib.import_module("dali_rsb.kernels.rand_augment_numba")
+    duration_s = time.perf_counter() - start_s
+    if duration_s > _WORTH_A_LINE_S:
+        logger.info(
+            "RandAugment was compiled for this CPU in %.0f s; Numba keeps it for later runs",
+            duration_s,
+        )
+
+
+def describe_randaugment(transform: TrainTransform, device: torch.device) -> str | None:
     """A line for the log where RandAugment is not in the DALI pipeline."""
     if transform.randaugment is None or transform.randaugment_by == "pipeline":
         return None
-    return "RandAugment runs in Triton kernels behind the DALI pipeline"
+    kind = "Triton" if device.type == "cuda" else "Numba"
+    return f"RandAugment runs in {kind} kernels behind the DALI pipeline"

@@ -35,11 +35,9 @@ def open_samples(config: cfg.Config, session: Session) -> TrainSamples:
     index = open_training(config.data)
     processes = Processes(CPU, world_size=session.world_size)
     samples = train_samples(config, index, processes, session.batch_per_device, _settings(config))
-    if session.by_kernels:
-        # Their definition in PyTorch has the same pixels on a CPU.
-        transform = replace(samples.transform, randaugment_by="kernels")
-        samples = replace(samples, transform=transform)
-    return samples
+    # All kernels, and their definition in PyTorch, have the same pixels; DALI's differ.
+    by = "kernels" if session.by_kernels else "pipeline"
+    return replace(samples, transform=replace(samples.transform, randaugment_by=by))
 
 
 def open_loader(config: cfg.Config, samples: TrainSamples, bad_images: BadImages) -> Loader:

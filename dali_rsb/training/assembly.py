@@ -147,7 +147,7 @@ def build_trainer(
             samples.transform.decode_mode == "shared",
             processes.device,
         ),
-        describe_randaugment(samples.transform),
+        describe_randaugment(samples.transform, processes.device),
         resolved.origin,
         datasets.split,
         *taken_over,

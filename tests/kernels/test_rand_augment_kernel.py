@@ -14,8 +14,9 @@ from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
 
 from dali_rsb.checks.parity.pillow import apply_operation
 from dali_rsb.draws.operations import OPERATIONS, RECORDS
-from dali_rsb.draws.randaugment import RandAugmentDraws
-from dali_rsb.kernels import rand_augment_triton
+from dali_rsb.draws.randaugment import RandAugmentDraws, RandAugmentPolicy
+from dali_rsb.kernels import numba_support, rand_augment_triton
+from dali_rsb.kernels.numba_support import numba_obstacle
 from dali_rsb.kernels.rand_augment import Branch, rand_augment, rand_augment_plain
 from pipelines import operands
 
@@ -248,9 +249,107 @@ def test_two_layers_take_four_launches_and_at_most_five_passes(monkeypatch, prob
     assert got <= 5
 
 
-def test_kernels_know_neither_draws_nor_dali():
+def numba_images(images, branch, value, matrix, **options):
+    """By the functions that Numba compiles."""
+    assert numba_obstacle() is None
+    return rand_augment(images, branch, value, matrix, FILL, **options)
+
+
+@pytest.mark.parametrize("size_px", [(64, 48), (1, 1), (2, 3), (3, 2), (1, 9), (7, 1), (160, 161)])
+def test_numba_equals_the_plain_version_to_the_bit(size_px):
+    """Every operation at every magnitude and in both directions, then three layers of any."""
+    magnitude = np.array(MAGNITUDES)
+    every = np.array(np.meshgrid(np.arange(15), magnitude, [False, True])).reshape(3, -1)
+    if size_px[0] * size_px[1] > 1e4:
+        every = every[:, ::5]
+    one_layer = RandAugmentDraws(
+        operation=every[0][:, None].astype(np.int8),
+        magnitude=every[1][:, None],
+        negate=every[2][:, None] > 0,
+        increasing=True,
+    )
+    generator = np.random.default_rng(2)
+    three_layers = RandAugmentDraws(
+        operation=generator.integers(-1, 15, (200, 3)).astype(np.int8),
+        magnitude=generator.choice(magnitude, (200, 3)),
+        negate=generator.random((200, 3)) < 0.5,
+        increasing=False,
+    )
+    for draws in (one_layer, three_layers):
+        images = noise((len(draws.operation), *size_px), seed=len(draws.operation))
+        arguments = tensors(images, draws)
+        got = numba_images(*arguments)
+        expected = rand_augment_plain(*arguments, FILL)
+        differ = (got != expected).flatten(1).any(1).numpy()
+        assert not differ.any(), draws.operation[differ]
+        assert size_px == (1, 1) or not torch.equal(got, arguments[0])
+
+
+@pytest.mark.parametrize("warp", ["smooth", "edges"])
+def test_numba_meets_the_edges_of_images_as_the_plain_version_does(warp):
+    """Whole and half pixels, across every edge; rows whose pixels are neighbours, and others."""
+    shifts = [-9.0, -1.0, -0.5, -1e-12, 0.0, 1e-12, 0.25, 0.5, 1.0, 8.0, 40.0]
+    rows = [(xx, xy, x, yx, yy, y) for x in shifts for y in shifts for xx, xy, yx, yy in _TURNS]
+    matrix = torch.tensor(rows, dtype=torch.float64).reshape(-1, 1, 2, 3)
+    images = torch.from_numpy(noise((len(rows), 6, 9)))
+    if warp == "smooth":
+        images = images // 64 * 64
+    branch = torch.full((len(rows), 1), Branch.WARP.value, dtype=torch.uint8)
+    arguments = (images, branch, torch.zeros(len(rows), 1), matrix)
+    assert torch.equal(numba_images(*arguments), rand_augment_plain(*arguments, FILL))
+
+
+# Parts (xx, xy, yx, yy) of matrices: none, shears along either axis, a rotation, mirrored, wider.
+_TURNS = (
+    (1, 0, 0, 1),
+    (1, 0.3, 0, 1),
+    (1, 0, 0.3, 1),
+    (0.8, 0.6, -0.6, 0.8),
+    (-1, 0, 0, 1),
+    (2, 0, 0, 1),
+)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_numba_leaves_images_as_they_are_unless_it_may_overwrite_them(num_threads):
+    images = torch.from_numpy(noise((40, 21, 40)))[:, :, ::2]
+    policy = RandAugmentPolicy.parse("rand-m7-n3-p1-inc1")
+    draws = policy.draw(np.random.default_rng(0).random((40, policy.num_uniforms)))
+    before = images.clone()
+    _, *operands = tensors(images.contiguous().numpy(), draws)
+    expected = rand_augment_plain(images, *operands, FILL)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(num_threads)
+        got = numba_images(images, *operands)
+        assert torch.equal(images, before)
+        assert torch.equal(got, expected)
+        assert got.is_contiguous()
+        contiguous = images.contiguous()
+        overwritten = numba_images(contiguous, *operands, may_overwrite=True)
+        assert overwritten.data_ptr() == contiguous.data_ptr()
+        assert torch.equal(overwritten, expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_kernels_without_numba_are_the_plain_version(monkeypatch):
+    monkeypatch.setattr(numba_support, "numba_obstacle", lambda: "the package is not installed")
+    monkeypatch.setitem(sys.modules, "dali_rsb.kernels.rand_augment_numba", None)
+    draws = RandAugmentDraws(
+        operation=np.arange(15, dtype=np.int8)[:, None],
+        magnitude=np.full((15, 1), 6.3),
+        negate=np.zeros((15, 1), bool),
+        increasing=True,
+    )
+    arguments = tensors(noise((15, 30, 31)), draws)
+    assert torch.equal(rand_augment(*arguments, FILL), rand_augment_plain(*arguments, FILL))
+
+
+@pytest.mark.parametrize("kind", ["triton", "numba"])
+def test_kernels_know_neither_draws_nor_dali(kind):
     program = (
-        "import sys, dali_rsb.kernels.rand_augment_triton; "
+        f"import sys, dali_rsb.kernels.rand_augment_{kind}; "
         "print([m for m in sys.modules if m.startswith(('nvidia.dali', 'pipelines', 'PIL.'))])"
     )
     result = subprocess.run(

@@ -28,9 +28,10 @@ FILL = (10, 200, 90)
 
 @pytest.fixture(autouse=True)
 def obstacle(monkeypatch):
-    """What keeps Triton from working: nothing, unless a test says otherwise."""
+    """What keeps Triton and Numba from working: nothing, unless a test says otherwise."""
     obstacles = [None]
-    monkeypatch.setattr(behind_the_pipeline, "triton_obstacle", lambda: obstacles[-1])
+    for name in ("triton_obstacle", "numba_obstacle"):
+        monkeypatch.setattr(behind_the_pipeline, name, lambda: obstacles[-1])
     return obstacles
 
 
@@ -62,11 +63,16 @@ def test_epochs_by_the_kernels_equal_those_by_dali(photo_folder):
     assert changed.sum() > 24, "RandAugment acts on three quarters of the images"
 
 
-def test_loaders_of_the_public_choose_by_device(photo_folder):
+def test_loaders_of_the_public_choose_by_device(photo_folder, obstacle):
     options = {"train": True, "size_px": 64, "randaugment": POLICY, "dtype": torch.uint8}
+    obstacle.append("the package numba is not installed")
     with dali_rsb.DaliLoader(photo_folder, 7, device="cpu", seed=3, **options) as loader:
         assert loader._preprocessing.transform.randaugment_by == "pipeline"
         expected = torch.cat([images for images, _ in loader])
+    obstacle.append(None)
+    with dali_rsb.DaliLoader(photo_folder, 7, device="cpu", seed=3, **options) as loader:
+        assert loader._preprocessing.transform.randaugment_by == "kernels"
+        by_numba = torch.cat([images for images, _ in loader])
 
     def on_a_gpu(transform, backend, device):
         return with_backend(transform, backend, GPU)
@@ -80,6 +86,7 @@ def test_loaders_of_the_public_choose_by_device(photo_folder):
     difference = (got.short() - expected.short()).abs().float()
     assert difference.mean() < 0.25
     assert got.shape == expected.shape
+    assert torch.equal(got, by_numba)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +94,12 @@ def test_loaders_of_the_public_choose_by_device(photo_folder):
     [
         ("auto", GPU, None, "kernels"),
         ("auto", GPU, "no C compiler", "pipeline"),
-        ("auto", CPU, None, "pipeline"),
+        ("auto", CPU, None, "kernels"),
+        ("auto", CPU, "no numba", "pipeline"),
+        ("dali", CPU, None, "pipeline"),
+        ("numba", CPU, None, "kernels"),
+        ("numba", CPU, "no numba", r"augment\.backend=numba cannot run: no numba"),
+        ("numba", GPU, None, r"augment\.backend=numba cannot run: it needs run.device=cpu"),
         ("dali", GPU, None, "pipeline"),
         ("triton", GPU, None, "kernels"),
         ("triton", GPU, "no C compiler", r"augment\.backend=triton cannot run: no C compiler"),
@@ -103,7 +115,9 @@ def test_backend_is_chosen_by_device_and_triton(obstacle, backend, device, why_n
     transform = with_backend(TRANSFORM, backend, device)
     assert transform.randaugment_by == chosen
     assert transform.randaugment_layers == (2 if chosen == "pipeline" else 0)
-    assert (describe_randaugment(transform) is None) == (chosen == "pipeline")
+    described = describe_randaugment(transform, device)
+    assert (described is None) == (chosen == "pipeline")
+    assert described is None or ("Triton" if device is GPU else "Numba") in described
 
 
 def test_public_function_equals_the_plain_version():
