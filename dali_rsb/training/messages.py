@@ -29,20 +29,19 @@ def describe_run(
     ]
 
 
-def best_lines(top1: float, path: Path, last: tuple[float, float | None] | None) -> list[str]:
+def best_lines(top1: float, path: Path, has_ema: bool, val_top1: float | None) -> list[str]:
     """The last lines of a run: its best checkpoint, and whether its EMA was too slow for it.
 
     Args:
         top1: of the checkpoint, in percent; of the EMA where there is one.
         path: of the checkpoint.
-        last: top-1 of the weights and of their EMA, None without one, at the last evaluation; None
-            where there was none.
+        has_ema: whether there is one.
+        val_top1: of the weights themselves at the last evaluation, None where there was none.
     """
-    has_ema = last is not None and last[1] is not None
     lines = [f"best {'EMA ' * has_ema}top-1 {top1:.2f} %: {path}"]
-    if last is not None and has_ema and last[0] > top1 + 1:
+    if has_ema and val_top1 is not None and val_top1 > top1 + 1:
         lines.append(
-            f"without the EMA last.pt has {last[0]:.2f} %: ema.warmup=timm suits so short a run"
+            f"without the EMA last.pt has {val_top1:.2f} %: ema.warmup=timm suits so short a run"
         )
     return lines
 

@@ -121,7 +121,7 @@ class Trainer:
         if tracking.services and not self._run_id:
             self._run_id = uuid.uuid4().hex[:12]
         self._best_top1 = self._progress.best_top1
-        self._last_top1: tuple[float, float | None] | None = None
+        self._val_top1: float | None = None  # of the weights, at the last evaluation
         # The last update of the epoch, or of the run, is done, its evaluation and row are not.
         self._is_epoch_open = self._progress.is_epoch_open
         self._updates_per_epoch = samples.updates_per_epoch
@@ -187,7 +187,8 @@ class Trainer:
             if not self._checkpointer.wait():
                 raise UserError(self._checkpointer.failure())
             if best := self._checkpointer.best:
-                for line in best_lines(self._best_top1, best, self._last_top1):
+                has_ema = self.step.ema is not None
+                for line in best_lines(self._best_top1, best, has_ema, self._val_top1):
                     logger.info(line)
         finally:
             if folder is not None:
@@ -338,7 +339,7 @@ class Trainer:
         val, ema = None, None
         if is_last or epoch % self._options.eval_every == 0:
             val, ema = self._evaluate()
-            self._last_top1 = val.top1, ema.top1 if ema else None
+            self._val_top1 = val.top1
         interval = self._meter.read_epoch()
         row = EpochRow(
             epoch=epoch,
