@@ -81,10 +81,8 @@ def main() -> None:
         if args.data is None:
             raise UserError("speed needs images; give --data FOLDER")
         report = compare_speed(args.data)
-    elif "TIMM_SOURCE" not in os.environ:
-        raise UserError("TIMM_SOURCE is not set; give it a checkout of timm's repository")
     else:
-        source = Path(os.environ["TIMM_SOURCE"])
+        source = timm_checkout()
         with tempfile.TemporaryDirectory() as folder:
             if args.what == "train":
                 report = compare_training(source, Path(folder), args.seeds)
@@ -265,6 +263,36 @@ def write_photographs(root: Path) -> int:
                 quality = int(generator.integers(60, 96))
                 image.crop(box).save(folder / f"{cut}.jpg", quality=quality)
     return len(photographs)
+
+
+def timm_checkout() -> Path:
+    """The checkout of timm that TIMM_SOURCE names.
+
+    Raises:
+        UserError: it names none.
+    """
+    if "TIMM_SOURCE" not in os.environ:
+        raise UserError("TIMM_SOURCE is not set; give it a checkout of timm's repository")
+    return Path(os.environ["TIMM_SOURCE"]).absolute()
+
+
+def read_comparison(parser: argparse.ArgumentParser, seeds: str) -> tuple[argparse.Namespace, Path]:
+    """The command line of a comparison with timm over seeds, and timm's checkout.
+
+    Args:
+        parser: gets the options --seeds and --output.
+        seeds: what --seeds counts, for `--help`.
+
+    Raises:
+        UserError: there is no checkout, or the seeds are too few.
+    """
+    parser.add_argument("--seeds", type=int, default=10, help=seeds)
+    parser.add_argument("--output", type=Path, help="JSON file")
+    args = parser.parse_args()
+    source = timm_checkout()
+    if args.seeds < 2:
+        raise UserError(f"--seeds {args.seeds}: give at least 2, for a standard error")
+    return args, source
 
 
 def version_of(source: Path) -> str:

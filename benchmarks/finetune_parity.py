@@ -14,7 +14,6 @@ import argparse
 import csv
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.drop_in import run_script, version_of
+from benchmarks.drop_in import read_comparison, run_script, version_of
 from benchmarks.report import new_report, write_json
 from dali_rsb.errors import UserError, run_command
 
@@ -56,15 +55,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=10, help="paired runs")
-    parser.add_argument("--output", type=Path, help="JSON file")
-    args = parser.parse_args()
-    if "TIMM_SOURCE" not in os.environ:
-        raise UserError("TIMM_SOURCE is not set; give it a checkout of timm's repository")
-    if args.seeds < 2:
-        raise UserError(f"--seeds {args.seeds}: give at least 2, for a standard error")
+    args, source = read_comparison(parser, "paired runs")
     with tempfile.TemporaryDirectory() as folder:
-        report = compare(Path(os.environ["TIMM_SOURCE"]), Path(folder), args.seeds)
+        report = compare(source, Path(folder), args.seeds)
     print(json.dumps(report, indent=2))
     if args.output is not None:
         write_json(args.output, report)

@@ -25,7 +25,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from benchmarks.drop_in import version_of
+from benchmarks.drop_in import read_comparison, version_of
 from benchmarks.photographs import write_cuts
 from benchmarks.report import new_report, report_progress, write_json
 from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
@@ -128,17 +128,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=10, help="runs of each program and setting")
     parser.add_argument(
         "--folder", type=Path, default=Path("build/outcome_parity"), help="images and results"
     )
-    parser.add_argument("--output", type=Path, help="JSON file")
-    args = parser.parse_args()
-    if "TIMM_SOURCE" not in os.environ:
-        raise UserError("TIMM_SOURCE is not set; give it a checkout of timm's repository")
-    if args.seeds < 2:
-        raise UserError(f"--seeds {args.seeds}: give at least 2, for a standard error")
-    source = Path(os.environ["TIMM_SOURCE"]).absolute()
+    args, source = read_comparison(parser, "runs of each program and setting")
     # The server's and its children's paths: timm, of which both take the model, is the checkout's.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(source), *sys.path])
     sys.path.insert(0, str(source))

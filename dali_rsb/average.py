@@ -6,7 +6,7 @@ and one dataset: the last epochs of a run, or several fine-tunings from the same
 images. The statistics of batch norms are computed again by a pass over training images, prepared as
 for an evaluation. FILE is a .safetensors file, which every command here reads.
 
-    dali-rsb average runs/a3/last.pt runs/a3/last-1.pt runs/a3/last-2.pt --output a3.safetensors
+    dali-rsb average runs/a3/last.pt runs/a3/last-1.pt --output a3.safetensors
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from dali_rsb import config as cfg
-from dali_rsb.config.options import OptionsParser
+from dali_rsb.config.options import OptionsParser, add_output
 from dali_rsb.dataset import DatasetIndex
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.evaluation.validation import Validation
@@ -56,11 +56,13 @@ def main() -> None:
     arguments = _parser().parse_args()
     if len(arguments.sources) < 2:
         raise UserError("give at least two sources to average, such as runs/a3/last.pt runs/a3")
+    if arguments.output is None:
+        raise UserError("--output is missing: give the file to write, as --output mean.safetensors")
     if arguments.output.suffix != ".safetensors":
         raise UserError(f"--output {arguments.output}: give a file that ends in .safetensors")
     if arguments.num_images < 2 or arguments.batch < 2:
         raise UserError("give --num-images and --batch of at least 2")
-    target = arguments.output.expanduser().absolute()
+    target = arguments.output.absolute()
     check_options("safetensors", target, False, arguments.overwrite)
     with console_messages(), processes(arguments.device) as alone:
         if alone.world_size > 1:
@@ -83,7 +85,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = OptionsParser("average", __doc__)
     parser.add_argument("sources", metavar="SOURCE", nargs="+")
-    parser.add_argument("--output", type=Path, metavar="FILE", required=True)
+    add_output(parser, "FILE", "a .safetensors file")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier file")
     parser.add_argument(
         "--greedy", action="store_true", help="keep the sources that help, judged on --val"

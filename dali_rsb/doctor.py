@@ -6,11 +6,11 @@ Exit code: 0 without problems, 1 with problems, 2 for a mistake in the command l
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from dali_rsb.checks.machine import decoders, gpu, software, storage
 from dali_rsb.checks.machine import host as machine
 from dali_rsb.checks.machine.finding import Finding
 from dali_rsb.checks.machine.probe import DECODE, ask
+from dali_rsb.config.options import OptionsParser
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.system.cpus import available_cpus
 
@@ -27,11 +28,7 @@ _CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="dali-rsb doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionsParser("doctor", __doc__)
     parser.add_argument("data", nargs="?", type=Path, help="folder of images or shards")
     parser.add_argument("--json", action="store_true", help="print a list of findings as JSON")
     arguments = parser.parse_args()
@@ -48,8 +45,14 @@ def main() -> None:
 
 
 def format_finding(finding: Finding) -> str:
-    """One line, and the fix below it."""
-    line = f"{_MARKS[finding.level]:8}{finding.check}: {finding.message}"
+    """The finding in lines of 80 columns, and the fix below it."""
+    line = textwrap.fill(
+        f"{_MARKS[finding.level]:8}{finding.check}: {finding.message}",
+        80,
+        subsequent_indent=" " * 8,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
     return line if finding.fix is None else f"{line}\n{'':8}-> {finding.fix}"
 
 

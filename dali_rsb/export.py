@@ -2,8 +2,8 @@
 
 SOURCE is a run folder (its best checkpoint), a checkpoint, or a file of weights. FORMAT is
 
-  safetensors   the weights under timm's names, with class names, preprocessing and recipe
-  hub           a folder for timm's local-dir: and hf-hub:, with a model card; --push uploads it
+  safetensors   weights under timm's names, with classes and preprocessing
+  hub           a folder for timm's local-dir: and hf-hub:; --push uploads it
   onnx          a graph with a free batch dimension, for onnxruntime and others
   torch-export  the same for programs with PyTorch alone (torch.export.load)
 
@@ -19,7 +19,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dali_rsb.config.options import OptionsParser
+from dali_rsb.config.options import OptionsParser, add_output
 from dali_rsb.dataset.classes import read_class_names
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.run.console import console_messages
@@ -42,7 +42,7 @@ def main() -> None:
     if arguments.num_images < MIN_COMPARED:
         raise UserError(f"--num-images {arguments.num_images}: give at least {MIN_COMPARED}")
     target = arguments.output or Path(_stem(arguments.source) + FORMATS[name].suffix)
-    target = target.expanduser().absolute()
+    target = target.absolute()
     check_options(name, target, arguments.with_normalisation, arguments.overwrite)
     if arguments.push is not None:
         check_push(arguments.push)
@@ -60,7 +60,7 @@ def main() -> None:
     print(f"{target}: {_described(subject, arguments.with_normalisation)}")
     print(
         f"largest difference of its logits from the model's: {difference.largest:.1e} on "
-        f"{subject.images_are}; at most {difference.bound:.1e} is let through"
+        f"{subject.images_are}\nat most {difference.bound:.1e} is let through"
     )
     if arguments.push is not None:
         print(f"pushed: {push(target, arguments.push, arguments.private)}")
@@ -70,9 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = OptionsParser("export", __doc__)
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("--to", choices=FORMATS, required=True, help="the format")
-    parser.add_argument(
-        "--output", type=Path, metavar="PATH", help="file or folder; default: by SOURCE, here"
-    )
+    add_output(parser, "PATH", "file or folder; default: by SOURCE, here")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     parser.add_argument(
         "--weights", choices=("ema", "model"), help="of a checkpoint with both; default: the EMA"
@@ -92,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("what SOURCE does not say, or says otherwise")
     group.add_argument("--model", metavar="NAME", help="architecture, as model.name")
     group.add_argument("--classes", type=Path, metavar="FILE", help="the name of class i in line i")
-    group.add_argument("--size", type=int, metavar="PIXELS", help="side of the centre crop")
+    group.add_argument("--size", type=int, metavar="PX", help="side of the centre crop")
     group.add_argument("--crop-ratio", type=float, metavar="X", help="size / shorter edge")
     group.add_argument("--interpolation", choices=("bilinear", "bicubic"))
     for option in ("--mean", "--std"):
@@ -134,8 +132,8 @@ def _described(subject: Subject, with_normalisation: bool) -> str:
     scale = "in [0, 1]" if with_normalisation else f"normalised by mean {of.mean} and std {of.std}"
     names = "" if weights.classes else " without names"
     return (
-        f"{kind} of {weights.architecture}, {subject.num_classes:,} classes{names}; takes float32 "
-        f"[batch, 3, {of.size}, {of.size}] {scale}"
+        f"{kind} of {weights.architecture}, {subject.num_classes:,} classes{names}\n"
+        f"takes float32 [batch, 3, {of.size}, {of.size}]\n{scale}"
     )
 
 

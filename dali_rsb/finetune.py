@@ -9,12 +9,13 @@ of the images and a batch that suits so many images follow from the two; any key
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dali_rsb.config import load_config, with_values
 from dali_rsb.config.arguments import ConfigParser
+from dali_rsb.config.mistakes import MISSING_SOURCE
+from dali_rsb.config.options import path
 from dali_rsb.config.recipes import find_config
-from dali_rsb.errors import run_command
+from dali_rsb.dataset.opening import check_exists
+from dali_rsb.errors import UserError, run_command
 
 
 def main() -> None:
@@ -30,11 +31,15 @@ def main() -> None:
     )
     parser.add_resume()
     options = parser.parse()
+    if options.source is None and options.resume is None:
+        raise UserError(MISSING_SOURCE)
     # Here, as PyTorch and DALI take seconds to import: a mistake and --help are answered at once.
+    folder = path(options.folder)
+    check_exists(folder)
     from dali_rsb.training.finetuning import FineTuning, images_in
     from dali_rsb.training.launch import carry_out
 
-    images = images_in(Path(options.folder).expanduser(), options.overrides)
+    images = images_in(folder, options.overrides)
     recipe = with_values(load_config(find_config(options.config), options.overrides), images)
     fine_tuning = FineTuning(images, options.overrides, options.source)
     carry_out(recipe, options.resume, fine_tuning.build)

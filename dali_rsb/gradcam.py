@@ -7,7 +7,7 @@ Writes class activation maps into a folder, one row an image, one column a netwo
 the same as gradcam.png, and gradcam.json with predictions, probabilities and the maps' values. Each
 network gets its images as its own evaluation prepares them.
 
-    dali-rsb gradcam timm:resnet50.a1_in1k timm:resnet50.a3_in1k --images photos/*.jpg
+    dali-rsb gradcam runs/a1 timm:resnet50.a3_in1k --images photos/*.jpg
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dali_rsb.config.arguments import ConfigParser, is_override
+from dali_rsb.config.options import add_output, path
 from dali_rsb.dataset.classes import read_class_names
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.pictures.activation_comparison import (
@@ -27,7 +28,8 @@ from dali_rsb.pictures.activation_comparison import (
     some,
 )
 from dali_rsb.pictures.activation_maps import METHODS, check_installed
-from dali_rsb.pictures.activation_page import write
+from dali_rsb.pictures.activation_page import table, write
+from dali_rsb.pictures.tracked import send, tracked_run
 from dali_rsb.run.console import console_messages
 from dali_rsb.run.processes import processes
 from dali_rsb.system.names import printable
@@ -47,7 +49,8 @@ def main() -> None:
         raise UserError("name weights and images: dali-rsb gradcam WEIGHTS ... --images IMAGES")
     if not 1 <= options.count <= MAX_COUNT:
         raise UserError(f"--count {options.count}: give a number from 1 to {MAX_COUNT}")
-    output = options.output.expanduser().absolute()
+    tracked = None if options.run is None else tracked_run(options.run, overrides)
+    output = options.output.absolute()
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {printable(output, 150)} is no folder: name another")
     names = None if options.classes is None else read_class_names(options.classes)
@@ -64,13 +67,16 @@ def main() -> None:
     rows = rows_of(images, opened[0])
     words_of = {PREDICTED: "the likeliest class", LABEL: "the labelled class"}
     wanted = words_of.get(options.target, f"class {options.target}")
-    for path in write(output, rows, columns, options.method, wanted):
-        print(path)
+    paths = write(output, rows, columns, options.method, wanted)
+    print("\n".join(map(str, paths)))
+    if tracked is not None:
+        for line in send(tracked, table(rows, columns, paths)):
+            print(line)
 
 
 def _parser() -> ConfigParser:
     parser = ConfigParser("gradcam", __doc__, "WEIGHTS", "a run, a checkpoint, weights")
-    parser.usage = "dali-rsb gradcam WEIGHTS ... --images IMAGES [OPTIONS] [section.key=value ...]"
+    parser.usage = "dali-rsb gradcam WEIGHTS ... --images IMAGES [OPTIONS] [KEY=VALUE ...]"
     parser.add_argument(
         "--images",
         nargs="+",
@@ -78,12 +84,12 @@ def _parser() -> ConfigParser:
         metavar="IMAGES",
         help="a dataset, a flat folder, or image files",
     )
+    add_output(parser, "FOLDER", "of what is written", "gradcam")
     parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("gradcam"),
-        metavar="DIR",
-        help="folder of what is written; default: gradcam",
+        "--run",
+        type=path,
+        metavar="RUN",
+        help="give the maps to the tracking services of this run as well, as a table",
     )
     parser.add_argument(
         "--class",

@@ -1,21 +1,21 @@
-"""The command `python -m dali_rsb.pack SRC DST`: one dataset, a few large files.
+"""The command `dali-rsb pack SRC DST`: one dataset, a few large files.
 
 SRC is a folder of class folders, a list with `path<TAB>label` lines, or a folder of shards. DST
 gets tar shards that WebDataset's programs read too, in a random order, and an index by which
 `data.train=DST` and `DaliLoader(DST)` read them like the folder: same images, same order, same
 augmentation for one seed. An interrupted pack goes on when the command is given again.
 
-    python -m dali_rsb.pack SRC DST [--shard-size 1GB] [--tiles] [--max-side 400] [--quality 90]
-    python -m dali_rsb.pack [SRC] --verify DST
+    dali-rsb pack SRC DST [--tiles] [--max-side 400] [--quality 90]
+    dali-rsb pack [SRC] --verify DST
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
 
+from dali_rsb.config.options import OptionsParser
 from dali_rsb.dataset import open_index
 from dali_rsb.dataset.packing import DEFAULT_QUALITY, PackOptions, PackReport, pack, verify
 from dali_rsb.dataset.packing.pixels import verify_pixels
@@ -27,11 +27,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="dali-rsb pack",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionsParser("pack", __doc__)
     parser.add_argument("source", type=Path, nargs="?", metavar="SRC")
     parser.add_argument("target", type=Path, nargs="?", metavar="DST")
     parser.add_argument(

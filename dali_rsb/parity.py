@@ -1,4 +1,4 @@
-"""The command `python -m dali_rsb.parity DATA`: how far the pixels are from Pillow's and timm's.
+"""The command `dali-rsb parity DATA`: how far the pixels are from Pillow's and timm's.
 
 Compares every stage of the DALI graphs with Pillow on images of a class-folder dataset. Prints a
 table and writes parity.json and parity.png, a picture of the worst cases. The exit code is 0 if
@@ -7,7 +7,6 @@ every stage is within its limits, 1 if not, 2 for a mistake.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from dali_rsb.checks.parity.comparison import WARPS, Comparison
 from dali_rsb.checks.parity.report import write_report
+from dali_rsb.config.options import OptionsParser, add_output
 from dali_rsb.dataset import DatasetIndex, open_index
 from dali_rsb.dataset.reading import add_reading_arguments, reading_of_arguments
 from dali_rsb.draws.randaugment import OPERATIONS
@@ -64,12 +64,12 @@ def _device_id(name: str) -> int | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="dali-rsb parity", description=__doc__)
+    parser = OptionsParser("parity", __doc__)
     parser.add_argument("data", type=Path, help="folder of class folders or shards, or list")
-    parser.add_argument("--num-images", type=int, default=64, metavar="N")
-    parser.add_argument("--size", type=int, default=224, metavar="PIXELS")
+    parser.add_argument("--num-images", type=int, default=64, metavar="N", help="so many (64)")
+    parser.add_argument("--size", type=int, default=224, metavar="PX", help="of the crops (224)")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="auto")
-    parser.add_argument("--output", type=Path, default=Path("parity"), metavar="FOLDER")
+    add_output(parser, "FOLDER", "of table and picture", "parity")
     add_reading_arguments(parser)
     arguments = parser.parse_args()
     if arguments.num_images < 1 or arguments.size < 8:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dali_rsb.config.arguments import ConfigParser
+from dali_rsb.config.options import add_output
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.pictures.past import upcoming
 from dali_rsb.pictures.preview_folder import PAGE, make_preview, write_preview
@@ -23,9 +24,7 @@ _MAX = 4096
 
 def main() -> None:
     parser = ConfigParser("preview", __doc__)
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="default: preview-NAME, by the run's name"
-    )
+    add_output(parser, "FOLDER", "of the page; default: preview-NAME, by the run's name")
     parser.add_argument(
         "--images", type=int, default=64, metavar="N", help="images of the grid (64)"
     )

@@ -5,8 +5,8 @@ needs to have been logged: batches are a pure function of the run folder and the
 to the bit where the run was on one.
 
     dali-rsb replay runs/a3 --update 31415
-    dali-rsb replay runs/a3 --update 31415 --image n01440764/n01440764_10026.JPEG
-    dali-rsb replay runs/a3 --update 31415 --without n01440764/n01440764_10026.JPEG
+    dali-rsb replay runs/a3 --update 31415 --image n01440764/10026.JPEG
+    dali-rsb replay runs/a3 --update 31415 --without n01440764/10026.JPEG
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from dali_rsb.config.arguments import ConfigParser
+from dali_rsb.config.options import add_output
 from dali_rsb.errors import run_command
-from dali_rsb.pictures.past import open_past, past_of
+from dali_rsb.pictures.past import add_past_arguments, open_past, past_of
 from dali_rsb.pictures.replay_folder import JSON, PAGE, Selection, notes, write_replay
 from dali_rsb.pictures.replaying import Replayer
 from dali_rsb.run.console import console_messages
@@ -48,18 +49,8 @@ def main() -> None:
     parser.add_argument(
         "--tensors", action="store_true", help="write the batches too, for torch.load"
     )
-    parser.add_argument(
-        "--changed", action="store_true", help="take files as they are, if they have changed"
-    )
-    parser.add_argument(
-        "--world-size",
-        type=int,
-        metavar="N",
-        help="processes, if the run folder does not say",
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="default: replay-N in the run folder"
-    )
+    add_past_arguments(parser)
+    add_output(parser, "FOLDER", "of the pictures; default: replay-N in the run folder")
     options = parser.parse()
     folder = Path(options.run).expanduser()
     with console_messages():

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dali_rsb.config.options import OptionsParser
+from dali_rsb.config.options import OptionsParser, add_output, path
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.evaluation.report import check_writable
 from dali_rsb.pictures.class_errors import ClassErrors, class_errors
@@ -28,28 +28,21 @@ from dali_rsb.weights.sources import open_weights
 def main() -> None:
     arguments = _parser().parse_args()
     check_installed()
-    output = arguments.output.expanduser()
-    check_writable("--output", output)
-    folders = [folder.expanduser() for folder in arguments.runs]
-    runs = [read_run(folder, name) for folder, name in zip(folders, names_of(folders), strict=True)]
+    check_writable("--output", arguments.output)
+    names = names_of(arguments.runs)
+    runs = [read_run(folder, name) for folder, name in zip(arguments.runs, names, strict=True)]
     with console_messages(), processes(arguments.device) as alone:
         if alone.world_size > 1:
             raise UserError("report runs in one process; start it without torchrun")
         reported = [_reported(run, arguments.evaluate, alone) for run in runs]
-    report(reported).write(output)
-    print(output)
+    report(reported).write(arguments.output)
+    print(arguments.output)
 
 
 def _parser() -> OptionsParser:
     parser = OptionsParser("report", __doc__)
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="a run folder")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("report.html"),
-        metavar="FILE",
-        help="the page; default: report.html",
-    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=path, help="a run folder")
+    add_output(parser, "FILE", "the page", "report.html")
     parser.add_argument(
         "--no-evaluation",
         dest="evaluate",

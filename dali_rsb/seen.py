@@ -16,7 +16,7 @@ from typing import Any
 from dali_rsb.config.arguments import ConfigParser, is_override
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.pictures.folder import write_json
-from dali_rsb.pictures.past import open_past
+from dali_rsb.pictures.past import add_past_arguments, open_past
 from dali_rsb.pictures.rows import mixing_text, operations_text
 from dali_rsb.pictures.uses import find_uses
 from dali_rsb.run.console import console_messages
@@ -33,15 +33,7 @@ def main() -> None:
         "--all", action="store_true", help="up to the end of the schedule, not only so far"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the uses to this file")
-    parser.add_argument(
-        "--changed", action="store_true", help="go on though the image has changed since the run"
-    )
-    parser.add_argument(
-        "--world-size",
-        type=int,
-        metavar="N",
-        help="processes, if the run folder does not say",
-    )
+    add_past_arguments(parser)
     options = parser.parse()
     names = [word for word in options.overrides if not is_override(word)]
     if len(names) != 1:

@@ -21,6 +21,7 @@ from typing import Any
 
 from dali_rsb.config import load_config
 from dali_rsb.config.arguments import ConfigParser
+from dali_rsb.config.options import add_output
 from dali_rsb.config.recipes import find_config
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.run.console import console_messages
@@ -45,8 +46,13 @@ def main() -> None:
     parser = ConfigParser("sweep", __doc__)
     parser.add_argument("--seeds", required=True, metavar="SEEDS", help="as 0-9 or 0,3,5-7")
     parser.add_argument("--vary", metavar="KEY=A,B", help="a key and the values to compare")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: runs/NAME-sweep")
-    parser.add_argument("--metric", choices=METRICS, help="default: ema_top1, else val_top1")
+    add_output(parser, "FOLDER", "of the runs; default: runs/NAME-sweep")
+    parser.add_argument(
+        "--metric",
+        choices=METRICS,
+        metavar="NAME",
+        help=f"{', '.join(METRICS)}; default: ema_top1, else val_top1",
+    )
     parser.add_argument("--member", type=int, metavar="N", help="train this run alone, from 0")
     parser.add_argument(
         "--processes", type=int, default=1, metavar="N", help="of each run, one a GPU; default: 1"

@@ -6,6 +6,7 @@ CONFIG is a recipe such as a3, a YAML file, or a run folder.
 from __future__ import annotations
 
 from dali_rsb.config.arguments import ConfigParser
+from dali_rsb.dataset.opening import check_exists
 from dali_rsb.errors import run_command
 
 
@@ -30,6 +31,8 @@ def main() -> None:
 
         print(describe_plan(config, arguments.world_size, arguments.img_per_s))
         return
+    for images in filter(None, (config.data.train, config.data.val)):
+        check_exists(images)
     from dali_rsb.training.assembly import build_trainer
     from dali_rsb.training.launch import carry_out
 

@@ -12,7 +12,6 @@ exits with code 1.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import sys
 from dataclasses import replace
@@ -28,6 +27,7 @@ from dali_rsb.checks.dataset.report import (
     write_exclude_list,
 )
 from dali_rsb.checks.dataset.scan import Scan, scan
+from dali_rsb.config.options import OptionsParser, add_output
 from dali_rsb.dataset import DatasetIndex, Reading, open_index
 from dali_rsb.dataset.counting import count_left_out
 from dali_rsb.dataset.image_list import find_excluded, read_names
@@ -37,18 +37,12 @@ from dali_rsb.run.console import console_messages
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="dali-rsb verify",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionsParser("verify", __doc__)
     parser.add_argument(
         "data", type=Path, nargs="+", metavar="DATA", help="folder of class folders, shards or list"
     )
     parser.add_argument("--exclude", type=Path, metavar="FILE", help="images to leave out already")
-    parser.add_argument(
-        "--output", type=Path, default=Path("exclude.txt"), metavar="FILE", help="the list"
-    )
+    add_output(parser, "FILE", "the list", "exclude.txt")
     parser.add_argument("--workers", type=int, metavar="N", help="threads")
     parser.add_argument("--index", type=Path, metavar="DIR", help="where to store the indices")
     add_reading_arguments(parser)

@@ -29,10 +29,13 @@ run: {{device: cpu, log_every: 2, checkpoint_every: 1, warm_up: false}}
 """
 
 
-def write_recipe(root):
-    """A configuration file: 64 images of two classes, 4 updates an epoch, 3 epochs."""
+def write_recipe(root, config=CONFIG, num_val=12):
+    """A configuration file: 64 images of two classes, 4 updates an epoch.
+
+    `num_val` images of each class validate; `config` is a text with a place for {root}.
+    """
     generator = np.random.default_rng(0)
-    for split, number in (("train", 32), ("val", 12)):
+    for split, number in (("train", 32), ("val", num_val)):
         for label, name in enumerate("ab"):
             folder = root / split / name
             folder.mkdir(parents=True)
@@ -40,7 +43,7 @@ def write_recipe(root):
                 pixels = generator.integers(0, 160, (40, 40, 3)) + 90 * label
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{image}.jpg")
     path = root / "tiny.yaml"
-    path.write_text(CONFIG.format(root=root))
+    path.write_text(config.format(root=root))
     return path
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import ROOT, run_module
 
-from dali_rsb.__main__ import COMMANDS, main, script
+from dali_rsb.__main__ import COMMANDS, main, script, usage
 from dali_rsb.config.arguments import ConfigParser
 from dali_rsb.errors import UserError
 
@@ -26,6 +26,22 @@ def test_without_a_command_the_commands_are_listed(monkeypatch, capsys):
     main()
     printed = capsys.readouterr().out
     assert all(f"  {name} " in printed for name in COMMANDS)
+
+
+def test_the_list_fits_80_columns():
+    assert max(map(len, usage().splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_fits_80_columns(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.argv", ["dali-rsb", name, "--help"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"usage: dali-rsb {name}" in printed
+    assert [line for line in printed.splitlines() if len(line) > 80] == []
 
 
 @pytest.mark.parametrize("name", ["--resume", "trian", "Train", "dali_rsb"])
@@ -64,19 +80,29 @@ def test_a_configuration_is_read_without_numpy_torch_or_dali():
     assert result.stdout.startswith("rand-m6")
 
 
-@pytest.mark.parametrize("name", ["train", "finetune"])
-def test_a_mistake_is_answered_before_torch_and_dali_are_imported(name):
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["train", "a3", "--lr", "1e-3"], "unknown option --lr: write optimizer.lr=1e-3"),
+        (["finetune", "a3", "--lr", "1e-3"], "unknown option --lr: write optimizer.lr=1e-3"),
+        (["finetune", "configs"], "--from is missing: give the weights to begin with"),
+        (["finetune", "bilder", "--from", "runs/a3"], f"{ROOT}/bilder does not exist: give"),
+        (["train", "a3", "data.train=bilder"], "bilder does not exist: give a folder"),
+    ],
+)
+def test_a_mistake_is_answered_before_torch_and_dali_are_imported(words, answer):
     program = (
         "import sys\n"
         "sys.modules.update(dict.fromkeys(('torch', 'nvidia')))\n"  # an ImportError now
-        f"sys.argv = ['dali-rsb', {name!r}, 'a3', '--lr', '1e-3']\n"
+        f"sys.argv = ['dali-rsb', *{words!r}]\n"
         "from dali_rsb.__main__ import script\n"
         "script()"
     )
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr == "error: unknown option --lr: write optimizer.lr=1e-3\n"
+    assert answer in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -90,7 +116,7 @@ def test_a_mistake_is_answered_before_torch_and_dali_are_imported(name):
         (["a3", "optimizer.lr"], "optimizer.lr has no value: write optimizer.lr=VALUE"),
         (["a3", "--resumee"], "unknown option --resumee, did you mean '--resume'?"),
         (["a3", "--xyzzy"], "unknown option --xyzzy; see dali-rsb train --help"),
-        ([], "the following arguments are required: CONFIG"),
+        ([], "the following arguments are required: CONFIG; see dali-rsb"),
         (["a33"], "cannot read a33: no such file or recipe"),
     ],
 )

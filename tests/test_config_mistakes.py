@@ -208,3 +208,11 @@ def test_paths_are_absolute_and_home_is_home(monkeypatch, tmp_path):
         assert getattr(getattr(config, section), name) == tmp_path / "x y"
     relative = load_config(A3, [f"{key}=there" for key in keys])
     assert relative.data.train == tmp_path / "there"
+
+
+def test_images_of_ones_own_in_place_of_the_digits():
+    quickstart = ROOT / "configs" / "quickstart.yaml"
+    own = ["data.train=photos", "data.val_fraction=0.2"]
+    assert "set data.digits=null" in _refusal(quickstart, own)
+    config = load_config(quickstart, [*own, "data.digits=null"])
+    assert (config.data.train.name, config.data.digits) == ("photos", None)

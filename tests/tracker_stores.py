@@ -1,9 +1,13 @@
 """Reads back what tracking services were given, from their own local files."""
 
+import io
+import json
 import sqlite3
 import struct
 from collections import defaultdict
 from pathlib import Path
+
+from PIL import Image
 
 # What differs between two runs of the same content.
 TIMES = ("img_per_s", "data_wait_percent")
@@ -36,11 +40,44 @@ def tensorboard_series(folder):
     return series, texts
 
 
+def tensorboard_pictures(folder):
+    """The pictures of a folder's event files by their names, and its one text."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), {"images": 0, "tensors": 0}).Reload()
+    pictures = {
+        name: Image.open(io.BytesIO(events.Images(name)[0].encoded_image_string))
+        for name in events.Tags()["images"]
+    }
+    (text,) = events.Tags()["tensors"]
+    return pictures, events.Tensors(text)[0].tensor_proto.string_val[0].decode()
+
+
+def wandb_table(folder, name):
+    """Columns and rows of the one table of a name in offline files; its pictures are opened."""
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    files = {
+        entry.path: entry.local_path
+        for record in _wandb_records(path)
+        for entry in record.artifact.manifest.contents
+    }
+    table = json.loads(Path(files[f"{name}.table.json"]).read_text())
+    rows = [
+        [Image.open(files[cell["path"]]) if isinstance(cell, dict) else cell for cell in row]
+        for row in table["data"]
+    ]
+    return table["columns"], rows
+
+
 def wandb_records(folder, run_id):
     """The records of a run's offline files, which must be one."""
+    (path,) = folder.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
+    return _wandb_records(path)
+
+
+def _wandb_records(path):
     from wandb.proto.wandb_internal_pb2 import Record
 
-    (path,) = folder.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
     records = []
     for data in _leveldb_records(path.read_bytes()):
         record = Record()
@@ -70,8 +107,6 @@ def _leveldb_records(content):
 
 def wandb_series(records):
     """(images, value) of each name in a run's history, one line a step."""
-    import json
-
     series, steps = defaultdict(list), []
     for record in records:
         if not record.HasField("history"):
@@ -121,8 +156,6 @@ class MlflowRun:
 
 def trackio_series(folder, project, run_prefix):
     """(images, value) of each name of the one run whose name begins so, from Trackio's database."""
-    import json
-
     with sqlite3.connect(folder / "trackio" / f"{project}.db") as database:
         rows = database.execute(
             "SELECT run_name, step, metrics FROM metrics WHERE run_name LIKE ? ORDER BY id",

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from dali_rsb.config.mistakes import suggest
+from dali_rsb.config.options import HelpText
 from dali_rsb.config.reading import load_config
 from dali_rsb.config.recipes import find_config
 from dali_rsb.config.sections import Config, all_keys, sections
@@ -49,7 +50,7 @@ class ConfigParser(argparse.ArgumentParser):
         super().__init__(
             prog=f"dali-rsb {command}",
             description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpText,
             allow_abbrev=False,
         )
         self.add_argument(subject.lower(), metavar=subject, help=help)
@@ -113,6 +114,8 @@ class ConfigParser(argparse.ArgumentParser):
         """Say what is wrong and how to write it, in one line."""
         unknown = re.match(r"unrecognized arguments: (.*)", message)
         if unknown is None:
+            # argparse names the overrides too, of which there may be none.
+            message = message.replace(", section.key=value", "")
             raise UserError(f"{message}; see {self.prog} --help")
         raise UserError(self._explain(unknown[1].split()))
 

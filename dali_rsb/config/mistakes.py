@@ -88,6 +88,11 @@ SYNONYMS = {
     "max_train_steps": "run.max_steps",
 }
 
+MISSING_SOURCE = (
+    "--from is missing: give the weights to begin with, as --from timm:NAME.TAG, "
+    "--from runs/NAME or --from FILE"
+)
+
 
 def suggest(key: str) -> str:
     """'; did you mean X?' with the key that was probably meant, or nothing."""

@@ -3,10 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import textwrap
+from pathlib import Path
 from typing import NoReturn
 
 from dali_rsb.errors import UserError, suggestion
+
+
+def path(text: str) -> Path:
+    """A path as a user writes it: a shell leaves the `~` of `--output=~/maps` to the program."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 -- Path.expanduser raises for ~nobody
+
+
+def add_output(
+    parser: argparse.ArgumentParser, kind: str, help: str, default: str | None = None
+) -> None:
+    """Give a command the option --output.
+
+    Args:
+        kind: FILE, FOLDER or PATH, for `--help`.
+        help: what is written there.
+        default: where, if nobody says; None where the command decides.
+    """
+    parser.add_argument(
+        "--output",
+        type=path,
+        default=default,
+        metavar=kind,
+        help=help if default is None else f"{help}; default: {default}",
+    )
+
+
+class HelpText(argparse.HelpFormatter):
+    """Fills the paragraphs of a description to the terminal; indented lines stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = [
+            part if "\n  " in f"\n{part}" else textwrap.fill(part, width, break_on_hyphens=False)
+            for part in text.strip("\n").split("\n\n")
+        ]
+        return textwrap.indent("\n\n".join(parts), indent)
 
 
 class OptionsParser(argparse.ArgumentParser):
@@ -21,7 +59,7 @@ class OptionsParser(argparse.ArgumentParser):
         super().__init__(
             prog=f"dali-rsb {command}",
             description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpText,
             allow_abbrev=False,
         )
 

@@ -489,7 +489,8 @@ class Config(Section):
         return [
             (
                 data.digits is not None and bool(data.train or data.val),
-                "data.digits: give either data.digits or data.train and data.val",
+                "data.digits: excludes data.train and data.val; for images of your own set "
+                "data.digits=null",
             ),
             (
                 data.val_fraction is not None and bool(data.val or data.digits),

@@ -86,6 +86,20 @@ def open_as_found(
     return _as_found(root, cache_dir, None, True, reading, is_joined=True)
 
 
+def check_exists(root: Path) -> None:
+    """See whether there is anything at a dataset's path: a command looks before it imports PyTorch.
+
+    Raises:
+        UserError: there is nothing.
+    """
+    root = root.expanduser().absolute()
+    if not root.exists() and not is_choice(root):
+        raise UserError(
+            f"{root} does not exist: give a folder of class folders or of tar shards, or a list "
+            "of images"
+        )
+
+
 def _as_found(
     root: str | os.PathLike[str],
     cache_dir: Path | None,
@@ -100,11 +114,7 @@ def _as_found(
         is_joined: the caller joins the classes by name: neither empty ones nor their order matter.
     """
     root = Path(root).expanduser().absolute()
-    if not root.exists() and not is_choice(root):
-        raise UserError(
-            f"{root} does not exist: give a folder of class folders or of tar shards, or a list "
-            "of images"
-        )
+    check_exists(root)
     if is_pack(root):
         return _open_pack(root)
     if (root / PACK_WORK).is_dir():

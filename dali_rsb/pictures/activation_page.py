@@ -15,6 +15,7 @@ from dali_rsb.errors import UserError
 from dali_rsb.pictures.activation_maps import Maps, Method, enlarged, with_heat
 from dali_rsb.pictures.page import Mark, Page, Picture, Section, Table, Text
 from dali_rsb.pictures.plots import new_figure, to_png
+from dali_rsb.run.records import PictureTable
 from dali_rsb.system.atomic import atomic_file
 from dali_rsb.system.names import printable
 
@@ -146,13 +147,7 @@ def results(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     """The figures as JSON: for each image and network the prediction and the map's class."""
     found = [
         {
-            "image": row.name,
-            "label": row.title,
-            "network": column.name,
-            "predicted": column.titles[column.maps.predicted[place]],
-            "probability": float(column.maps.probabilities[place].max()),
-            "map_of": column.titles[column.maps.targets[place]],
-            "map_probability": float(column.maps.probabilities[place, column.maps.targets[place]]),
+            **_figures(row, column, place),
             "map": np.round(column.maps.heat[place].astype(float), 4).tolist(),
         }
         for place, row in enumerate(rows)
@@ -160,6 +155,38 @@ def results(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     ]
     networks = [{"name": column.name, **column.facts} for column in columns]
     return json.dumps({"networks": networks, "maps": found}, indent=1) + "\n"
+
+
+def table(rows: Sequence[Row], columns: Sequence[Column], files: Sequence[Path]) -> PictureTable:
+    """The same for tracking services: a row for each image and network, with both pictures.
+
+    Args:
+        files: what `write` has written.
+    """
+    cells = [
+        {
+            **_figures(row, column, place),
+            "picture": _original(row, column, place).image,
+            "map": _cell(row, column, place).image,
+        }
+        for place, row in enumerate(rows)
+        for column in columns
+    ]
+    lines = [tuple(cell.values()) for cell in cells]
+    return PictureTable("gradcam", tuple(cells[0]), lines, tuple(files))
+
+
+def _figures(row: Row, column: Column, place: int) -> dict[str, Any]:
+    maps = column.maps
+    return {
+        "image": row.name,
+        "label": row.title,
+        "network": column.name,
+        "predicted": column.titles[maps.predicted[place]],
+        "probability": float(maps.probabilities[place].max()),
+        "map_of": column.titles[maps.targets[place]],
+        "map_probability": float(maps.probabilities[place, maps.targets[place]]),
+    }
 
 
 def grid(rows: Sequence[Row], columns: Sequence[Column]) -> bytes:

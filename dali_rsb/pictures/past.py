@@ -5,6 +5,7 @@ The one part of this room that sees a whole configuration.
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -55,6 +56,18 @@ class Past:
     @property
     def num_epochs(self) -> int:
         return self.config.schedule.epochs
+
+
+def add_past_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a command that looks into a run's past the options that all of them take."""
+    parser.add_argument(
+        "--changed",
+        action="store_true",
+        help="take images as they are now, where they have changed since the run",
+    )
+    parser.add_argument(
+        "--world-size", type=int, metavar="N", help="processes, if the run folder does not say"
+    )
 
 
 def open_past(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from dali_rsb.system.files import MissingFileError, UnreadableFileError, read_bytes
+from dali_rsb.run.trackers.jsonl_file import parsed_lines
+from dali_rsb.system.files import UnreadableFileError
 
 # A line as it was written, and its `position`: the updates that were done then.
 Line = dict[str, Any]
@@ -18,24 +18,19 @@ _FIX = "the report goes on without it"
 
 def read_lines(path: Path) -> tuple[list[Line], list[str]]:
     """The usable lines of metrics.jsonl that no later line replaces, and what is wrong with it."""
-    try:
-        text = read_bytes(path, _FIX).decode("utf-8", "replace")
-    except MissingFileError:
-        return [], []
-    except UnreadableFileError as error:
-        return [], [f"{path.name} {error.reason}: the curves have one point an epoch."]
     lines: list[Line] = []
     num_bad = 0
-    # The last one is being written, or was when the run was killed.
-    *whole, half = text.split("\n")
-    for raw in [*whole, half]:
-        line = _usable(raw)
-        if line is None:
-            num_bad += raw is not half
-            continue
-        while lines and _replaces(line, lines[-1]):
-            lines.pop()
-        lines.append(line)
+    try:
+        for parsed in parsed_lines(path, _FIX):
+            line = _usable(parsed)
+            if line is None:
+                num_bad += 1
+                continue
+            while lines and _replaces(line, lines[-1]):
+                lines.pop()
+            lines.append(line)
+    except UnreadableFileError as error:
+        return [], [f"{path.name} {error.reason}: the curves have one point an epoch."]
     faults = [f"{path.name} has {num_bad} damaged line(s), which are left out."] if num_bad else []
     return lines, faults
 
@@ -55,10 +50,11 @@ _NUMBER_OR_NULL = {
 }
 
 
-def _usable(raw: str) -> Line | None:
+def _usable(line: Line | None) -> Line | None:
     """A line with all the numbers that are wanted of it, with its `position` in updates."""
+    if line is None:
+        return None
     try:
-        line = json.loads(raw)
         kind = line["kind"]
         positive = [line[name] for name in _POSITIVE[kind]]
         numbers = [line[name] for name in _NUMBER[kind]]
@@ -71,7 +67,7 @@ def _usable(raw: str) -> Line | None:
             line["position"] = int(line["updates"])
         else:
             line["position"] = int((line["epoch"] - 1) * line["num_updates"] + line["update"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
     return line if line["position"] > 0 else None
 

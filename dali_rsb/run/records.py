@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,23 @@ class RunInfo:
         """The first epoch that the run reports, from 0."""
         epoch, update = divmod(self.updates_done, self.updates_per_epoch)
         return epoch - 1 if self.is_epoch_open and update == 0 else epoch
+
+
+@dataclass(frozen=True, eq=False)
+class PictureTable:
+    """A table with pictures that belongs to a run, made after it or beside it.
+
+    Attributes:
+        name: what services file it under, such as "gradcam".
+        columns: their names.
+        rows: a cell for each column: text, a number, or a PIL image.
+        files: the same for people: a page, a picture, figures.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[Any]]
+    files: tuple[Path, ...]
 
 
 @dataclass(frozen=True)

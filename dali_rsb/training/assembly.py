@@ -175,15 +175,20 @@ def build_trainer(
         resolved_config,
         [line for line in introduction if line is not None],
         progress,
-        TrackingOptions(
-            services=config.tracking.trackers,
-            project=config.tracking.project,
-            name=config.tracking.name,
-            tags=config.tracking.tags,
-            is_offline=config.tracking.mode == "offline",
-            folder=config.tracking.dir,
-            checkpoints=config.tracking.checkpoints,
-        ),
+        tracking_options(config.tracking),
+    )
+
+
+def tracking_options(tracking: cfg.Tracking) -> TrackingOptions:
+    """What the section says, in the words of `run.records`."""
+    return TrackingOptions(
+        services=tracking.trackers,
+        project=tracking.project,
+        name=tracking.name,
+        tags=tracking.tags,
+        is_offline=tracking.mode == "offline",
+        folder=tracking.dir,
+        checkpoints=tracking.checkpoints,
     )
 
 

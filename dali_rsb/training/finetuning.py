@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dali_rsb import config as cfg
+from dali_rsb.config.mistakes import MISSING_SOURCE
 from dali_rsb.errors import UserError
 from dali_rsb.run.checkpoint import load_checkpoint
 from dali_rsb.run.processes import Processes
@@ -55,10 +56,7 @@ class FineTuning:
             going_on = cfg.with_values(cfg.override_config(begun, self.overrides), paths)
             return build_trainer(going_on, processes, resume)
         if self.source is None:
-            raise UserError(
-                "--from is missing: give the weights to begin with, as --from timm:NAME.TAG, "
-                "--from runs/NAME or --from FILE"
-            )
+            raise UserError(MISSING_SOURCE)
         datasets = open_datasets(config.data, None, processes)
         with processes.first_goes_ahead("opening the weights"):
             weights = open_weights(self.source)

@@ -7,6 +7,7 @@ a run that goes on has them in its checkpoint and needs the weights no more.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,12 +31,15 @@ def with_preprocessing(
     """The configuration with what it does not set itself from the weights' description.
 
     Returns:
-        The configuration, and a line for the log where anything was taken over.
+        The configuration, and lines for the log, none where nothing was taken over.
     """
     values = _values(preprocessing)
     values = {key: value for key, value in values.items() if not _is_set(config, key)}
-    said = ", ".join(f"{key}={_text(value)}" for key, value in values.items())
-    return cfg.with_values(config, values), [f"as the weights ask: {said}"] if values else []
+    # As one writes them on a command line, in 80 columns.
+    said = " ".join(f"{key}={_text(value)}" for key, value in values.items())
+    head = "from the weights: "
+    lines = textwrap.wrap(said, 80 - len(head), break_long_words=False, break_on_hyphens=False)
+    return cfg.with_values(config, values), [head + line for line in lines]
 
 
 def as_described(config: cfg.Config, preprocessing: Preprocessing) -> cfg.Config:
@@ -74,5 +78,5 @@ def _is_set(config: cfg.Config, key: str) -> bool:
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return f"[{', '.join(f'{number:.4g}' for number in value)}]"
+        return f"[{','.join(f'{number:.4g}' for number in value)}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -29,6 +29,23 @@ def describe_run(
     ]
 
 
+def best_lines(top1: float, path: Path, has_ema: bool, val_top1: float | None) -> list[str]:
+    """The last lines of a run: its best checkpoint, and whether its EMA was too slow for it.
+
+    Args:
+        top1: of the checkpoint, in percent; of the EMA where there is one.
+        path: of the checkpoint.
+        has_ema: whether there is one.
+        val_top1: of the weights themselves at the last evaluation, None where there was none.
+    """
+    lines = [f"best {'EMA ' * has_ema}top-1 {top1:.2f} %: {path}"]
+    if has_ema and val_top1 is not None and val_top1 > top1 + 1:
+        lines.append(
+            f"without the EMA last.pt has {val_top1:.2f} %: ema.warmup=timm suits so short a run"
+        )
+    return lines
+
+
 def replay_command(folder: Path, update: int) -> str:
     """The command that shows the images of an update.
 

@@ -39,7 +39,7 @@ from dali_rsb.run.records import (
 from dali_rsb.run.sessions import Session, digest_of, record_end, record_start
 from dali_rsb.run.signals import Stopped, stop_requests
 from dali_rsb.run.trackers import start_trackers
-from dali_rsb.training.messages import device_memory, diverged, stuck
+from dali_rsb.training.messages import best_lines, device_memory, diverged, stuck
 from dali_rsb.training.run_state import Progress, run_state
 from dali_rsb.training.step import TrainStep
 
@@ -121,6 +121,7 @@ class Trainer:
         if tracking.services and not self._run_id:
             self._run_id = uuid.uuid4().hex[:12]
         self._best_top1 = self._progress.best_top1
+        self._val_top1: float | None = None  # of the weights, at the last evaluation
         # The last update of the epoch, or of the run, is done, its evaluation and row are not.
         self._is_epoch_open = self._progress.is_epoch_open
         self._updates_per_epoch = samples.updates_per_epoch
@@ -186,7 +187,9 @@ class Trainer:
             if not self._checkpointer.wait():
                 raise UserError(self._checkpointer.failure())
             if best := self._checkpointer.best:
-                logger.info("best top-1 %.2f %%: %s", self._best_top1, best)
+                has_ema = self.step.ema is not None
+                for line in best_lines(self._best_top1, best, has_ema, self._val_top1):
+                    logger.info(line)
         finally:
             if folder is not None:
                 record_end(folder, divmod(self.step.updates_done, self._updates_per_epoch))
@@ -336,6 +339,7 @@ class Trainer:
         val, ema = None, None
         if is_last or epoch % self._options.eval_every == 0:
             val, ema = self._evaluate()
+            self._val_top1 = val.top1
         interval = self._meter.read_epoch()
         row = EpochRow(
             epoch=epoch,

@@ -11,6 +11,7 @@ from dali_rsb.errors import UserError
 from dali_rsb.run.checkpoint import read_saved
 from dali_rsb.system.files import read_json
 from dali_rsb.weights.description import architecture_name, described
+from dali_rsb.weights.hub_reach import cache_where_out_of_reach
 from dali_rsb.weights.state_dicts import (
     SAFETENSORS,
     StateDict,
@@ -64,16 +65,17 @@ def from_hub(source: str) -> Weights:
         ) from error
     repository, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
     try:
-        config = hf_hub_download(repository, CONFIG_FILE, revision=revision or None)
-        for name in WEIGHT_FILES:
-            try:
-                hf_hub_download(repository, name, revision=revision or None)
-                break
-            except LocalEntryNotFoundError:  # perhaps the other one is in the cache
-                if name == WEIGHT_FILES[-1]:
-                    raise
-            except EntryNotFoundError:
-                continue
+        with cache_where_out_of_reach():
+            config = hf_hub_download(repository, CONFIG_FILE, revision=revision or None)
+            for name in WEIGHT_FILES:
+                try:
+                    hf_hub_download(repository, name, revision=revision or None)
+                    break
+                except LocalEntryNotFoundError:  # perhaps the other one is in the cache
+                    if name == WEIGHT_FILES[-1]:
+                        raise
+                except EntryNotFoundError:
+                    continue
     except Exception as error:  # of the network, the hub, or its client
         raise UserError(_why_not(source, error)) from error
     return from_folder(Path(config).parent, source)
@@ -152,7 +154,8 @@ def _of_timm_run(found: StateDict) -> dict[str, Any]:
 def _loaded_by_timm(name: str, source: str, config: dict[str, Any] | None = None) -> Weights:
     timm = _timm(source)
     try:
-        model = timm.create_model(name, pretrained=True)
+        with cache_where_out_of_reach():
+            model = timm.create_model(name, pretrained=True)
     except Exception as error:  # of the network, the hub's client, the file or the model
         raise UserError(_why_not(source, error)) from error
     if config is None:
@@ -176,7 +179,8 @@ def _why_not(source: str, error: Exception) -> str:
     if kinds & {"LocalEntryNotFoundError", "ConnectionError", "URLError", "TransportError"}:
         return (
             f"{source} is not in the cache and cannot be downloaded, as the hub is out of reach; "
-            "connect, or give a file or folder with the weights"
+            "connect, or download its config.json and model.safetensors elsewhere and give their "
+            "folder"
         )
     if kinds & {"RepositoryNotFoundError", "GatedRepoError", "RevisionNotFoundError"}:
         return f"{source}: the hub has no such repository, or not for you; check its name and login"

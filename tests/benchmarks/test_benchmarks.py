@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -109,9 +110,26 @@ def test_every_candidate_delivers_whole_batches_across_epochs(settings, candidat
         "DALI n=1": functools.partial(dali_loader, num_operations=1),
         "torchvision": torchvision_loader,
     }[candidate]
-    batches = start(dataclasses.replace(settings, randaugment=policy))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", r"WARNING: `nvidia\.dali")  # the user would see it
+        batches = start(dataclasses.replace(settings, randaugment=policy))
     num_epoch_batches = NUM_IMAGES // settings.batch
     assert list(itertools.islice(batches, num_epoch_batches + 2)) == [8] * (num_epoch_batches + 2)
+
+
+def test_dalis_warnings_of_its_own_operators_are_left_out_and_no_others():
+    from benchmarks.peers import without_dalis_own_deprecations
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with without_dalis_own_deprecations():
+            for name in ("filter", "equalize", "decoders.image"):
+                text = f"WARNING: `nvidia.dali.fn.experimental.{name}` is now deprecated. Use it."
+                warnings.warn(text, DeprecationWarning, stacklevel=1)
+            warnings.warn("WARNING: something else", DeprecationWarning, stacklevel=1)
+    told = [str(one.message) for one in shown]
+    assert len(told) == 2
+    assert "decoders.image" in told[0]
 
 
 @pytest.mark.parametrize("share_raw", [0.0, 0.5])

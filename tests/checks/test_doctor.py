@@ -505,6 +505,14 @@ def test_exit_codes_and_lines(monkeypatch, capsys, level, code):
     assert lines[2] == "        -> fix it"
 
 
+def test_a_long_finding_stands_in_lines_of_80_columns():
+    fix = f"pip install {'x' * 90}"  # a command is not broken
+    *lines, last = doctor.format_finding(Finding("one", "note", "word " * 40, fix)).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line[:8] for line in lines] == ["NOTE    ", *[" " * 8] * (len(lines) - 1)]
+    assert last == f"        -> {fix}"
+
+
 def test_data_that_is_no_folder_is_a_user_error(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["doctor", str(tmp_path / "none")])
     with pytest.raises(UserError, match="is not a folder"):

@@ -344,6 +344,9 @@ def _expected_sums(data, epochs):
     return [images.sum().item() for _ in range(epochs) for images, _ in train_loader]
 
 
+# The callback that wrote the checkpoint is not among the second trainer's, on purpose.
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_lightning(data, tmp_path):
     lightning = pytest.importorskip("lightning")
     seen = _Seen()

@@ -341,6 +341,7 @@ def test_a_loader_says_what_it_is(tree):
     )
 
 
+@pytest.mark.filterwarnings("ignore:You requested to overfit but enabled")
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_lightnings_overfit_batches(tree, shuffle):
     import lightning

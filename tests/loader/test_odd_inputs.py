@@ -4,8 +4,11 @@ import io
 import logging
 import resource
 import struct
+import subprocess
 import time
 import zlib
+from shutil import which
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 import pytest
@@ -72,6 +75,21 @@ def _bitmap_565(pixels):
     return b"BM" + struct.pack("<IHHI", 66 + len(rows), 0, 0, 66) + info + masks + rows
 
 
+# Sequential JPEGs may store their components in scans of their own, as jpegtran -scans writes them.
+SCANS = {"scan_a_component.jpg": "0;1;2;", "luma_apart.jpg": "0;1 2;"} if which("jpegtran") else {}
+
+
+def _in_scans(jpeg, script):
+    with NamedTemporaryFile("w") as file:
+        file.write(script)
+        file.flush()
+        command = ["jpegtran", "-scans", file.name]
+        written = subprocess.run(command, input=jpeg, capture_output=True, check=True).stdout
+    assert written.count(b"\xff\xda") == script.count(";")
+    assert b"\xff\xc0" in written  # SOF0: baseline, not progressive
+    return written
+
+
 def _odd_files(photograph):
     """Name -> content of every kind of file; all have the size of the photograph."""
     rgb, grey, noise = photograph, photograph.convert("L"), np.random.default_rng(0)
@@ -91,6 +109,7 @@ def _odd_files(photograph):
         "progressive.jpg": _encode(rgb, "JPEG", progressive=True),
         "progressive_grey.jpg": _encode(grey, "JPEG", progressive=True),
         "fine_chroma.jpg": _encode(rgb, "JPEG", subsampling=0),
+        **{name: _in_scans(_encode(rgb, "JPEG"), script) for name, script in SCANS.items()},
         "stored_as_rgb.jpg": _encode(rgb, "JPEG", keep_rgb=True),
         "restart_markers.jpg": _encode(rgb, "JPEG", restart_marker_blocks=3),
         "rotated.jpg": _encode(rgb, "JPEG", exif=exif),

@@ -1,5 +1,6 @@
 """`dali-rsb gradcam`: maps whose right answer is known, torchcam by hand, and what is written."""
 
+import importlib.util
 import json
 import sys
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+import tracker_stores as stores
 from browser import shown
+from conftest import run_module
 from PIL import Image
 from planted import BLUE, CELL, RED, SIZE, photograph, save_run, tensors
 from torch import nn
@@ -17,6 +20,9 @@ from dali_rsb import create_model, gradcam
 from dali_rsb.errors import UserError
 from dali_rsb.evaluation.imagenet import titles
 from dali_rsb.pictures.activation_maps import choose_layer, with_heat
+from dali_rsb.run.trackers.services import SERVICES
+
+RUN = "the run's folder"
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +158,54 @@ def test_synsets_are_called_what_they_are():
     assert titles(("cat", "dog")) == ["cat", "dog"]
 
 
+def test_a_runs_tracking_services_get_the_table(resnet_run, tmp_path):
+    """In a process of its own: the services' clients stay where they were imported."""
+    folder, store, output = resnet_run[0], tmp_path / "store", tmp_path / "out"
+    services = [name for name in ("tensorboard", "wandb", "mlflow") if _is_here(name)]
+    files = [tmp_path / f"{number}.png" for number in range(2)]
+    for number, file in enumerate(files):
+        photograph((40 * number, 100)).save(file)
+    tracking = [
+        f"tracking.trackers=[{','.join(services)}]",
+        f"tracking.dir={store}",
+        "tracking.mode=offline",
+    ]
+    told = run_module(
+        "dali_rsb.gradcam", folder, *tracking, "--images", *files, "--run", folder,
+        "--output", output, cwd=tmp_path,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    maps = json.loads((output / "gradcam.json").read_text())["maps"]
+    places = [line.partition(": ")[0] for line in told.stdout.splitlines()]
+    assert places[-len(services) :] == services
+    if "tensorboard" in services:
+        pictures, text = stores.tensorboard_pictures(folder / "tensorboard-gradcam")
+        assert {*pictures} == {f"gradcam/{n}/{kind}" for n in (0, 1) for kind in ("picture", "map")}
+        assert all(f"| {one['image']} |" in text for one in maps)
+        _assert_looks_like(pictures["gradcam/1/picture"], files[1])
+    if "wandb" in services:
+        columns, rows = stores.wandb_table(store, "gradcam")
+        figures = [[one[name] for name in columns[:-2]] for one in maps]
+        assert [row[:-2] for row in rows] == figures
+        _assert_looks_like(rows[1][-2], files[1])
+    if "mlflow" in services:
+        artifacts = stores.MlflowRun(store, folder.name).artifacts / "gradcam"
+        for name in ("gradcam.html", "gradcam.png", "gradcam.json"):
+            assert (artifacts / name).read_bytes() == (output / name).read_bytes()
+
+
+def _is_here(service):
+    return all(importlib.util.find_spec(package) for package in SERVICES[service].packages)
+
+
+def _assert_looks_like(picture, file):
+    with Image.open(file) as image:
+        small = np.asarray(image.convert("RGB"), float)
+    assert picture.size == (224, 224)
+    got = np.asarray(picture.convert("RGB").resize((SIZE, SIZE)), float)
+    assert np.abs(got - small).mean() < 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -160,9 +214,13 @@ def test_synsets_are_called_what_they_are():
         (["--layer", "fc"], r"--layer fc: its output in .* is \(1, 2\), no map .* of act"),
         (["--count", "0"], "--count 0: give a number from 1 to 32"),
         (["evaluation.size=8"], "does not end in maps"),
+        (["--run", "nowhere"], "--run nowhere is no run folder"),
+        (["--run", RUN], "no tracking service of the run takes tables; give one of tensorboard"),
+        (["--run", RUN, "tracking.trackers=trackio"], "no tracking service of the run takes"),
     ],
 )
 def test_wrong_words_are_one_line(runs, photographs, tmp_path, monkeypatch, arguments, message):
+    arguments = [runs[0] if word == RUN else word for word in arguments]
     with pytest.raises(UserError, match=message) as error:
         run(monkeypatch, tmp_path / "out", runs[0], "--images", photographs, *arguments)
     assert len(str(error.value)) <= 300

@@ -6,12 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
 from conftest import ROOT, SERVER
-from PIL import Image
+from killed_runs import write_recipe
 
 from dali_rsb import train
 from dali_rsb.errors import run_command
@@ -33,18 +32,7 @@ run: {{device: cpu, checkpoint_every: 1, warm_up: false, batch_per_device: 8}}
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     """A configuration of 8 updates: 64 images, 4 updates an epoch, 2 epochs."""
-    root = tmp_path_factory.mktemp("data")
-    generator = np.random.default_rng(0)
-    for split, number in (("train", 32), ("val", 4)):
-        for label, name in enumerate("ab"):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for image in range(number):
-                pixels = generator.integers(0, 160, (40, 40, 3)) + 90 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{image}.jpg")
-    path = root / "tiny.yaml"
-    path.write_text(CONFIG.format(root=root))
-    return path
+    return write_recipe(tmp_path_factory.mktemp("data"), CONFIG, num_val=4)
 
 
 def _rank(recipe, folder, rank, port):

@@ -130,7 +130,7 @@ def test_all_that_folder_and_weights_decide_is_in_the_runs_configuration(fine, p
     assert config["evaluation"]["batch_per_device"] <= 160
     log = (fine / "train.log").read_text()
     assert re.search(r"data\.val_fraction=0\.8: of 200 images 48 train and 152 validate", log)
-    assert "as the weights ask: data.mean=[0.5, 0.5, 0.5], data.std=[" in log
+    assert "from the weights: data.mean=[0.5,0.5,0.5] data.std=[" in log
     assert "the head (fc.weight, fc.bias) is new, for 4 classes in place of 6" in log
     assert "388 of 373,076 parameters learn" in log  # 96 features and a bias for each of 4 classes
 

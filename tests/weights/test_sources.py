@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import time
 
 import huggingface_hub
 import pytest
@@ -254,6 +255,24 @@ def test_what_cannot_be_had_is_one_line(cache, source, message):
         open_weights(source)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) <= 300
+
+
+@pytest.mark.parametrize("source", ["timm:resnet18.a1_in1k", "hf:someone/absent"])
+def test_a_hub_out_of_reach_is_said_at_once(cache, monkeypatch, caplog, source):
+    """The hub's client alone would try each file six times, in a minute and a half."""
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    for name in ("http", "https", "all"):
+        for variable in (f"{name}_proxy", f"{name.upper()}_PROXY"):
+            monkeypatch.delenv(variable, raising=False)
+    waited = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    with pytest.raises(UserError, match=r"out of reach; .* give their folder"):
+        open_weights(source)
+    assert not waited
+    assert "http://127.0.0.1:9 is out of reach: looking into the cache alone" in caplog.text
+    assert not constants.HF_HUB_OFFLINE
 
 
 class _Code:

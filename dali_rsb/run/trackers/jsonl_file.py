@@ -12,15 +12,16 @@ from typing import Any
 
 from dali_rsb.run.records import EpochRow, RunInfo, SavedCheckpoint, UpdateRow
 from dali_rsb.system.atomic import atomic_file
+from dali_rsb.system.files import MissingFileError, read_bytes
 
-_NAME = "metrics.jsonl"
+NAME = "metrics.jsonl"
 
 
 class JsonlFile:
     """Appends to metrics.jsonl; drops the lines of what a resumed run does again."""
 
     def __init__(self, run: RunInfo) -> None:
-        self._path = run.folder / _NAME
+        self._path = run.folder / NAME
         _rewind(self._path, run)
 
     def log_update(self, row: UpdateRow) -> None:
@@ -46,11 +47,34 @@ class JsonlFile:
 
 
 def read_lines(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run folder's metrics.jsonl; none where there is no file."""
-    path = folder / _NAME
-    for text in path.read_bytes().splitlines() if path.is_file() else ():
-        if (line := _parsed(text)) is not None:
-            yield line
+    """The whole lines of a run folder's metrics.jsonl; none where there is no file.
+
+    Raises:
+        UnreadableFileError: it cannot be read.
+    """
+    lines = parsed_lines(folder / NAME, "restore it, or move it away")
+    return (line for line in lines if line is not None)
+
+
+def parsed_lines(path: Path, fix: str) -> Iterator[dict[str, Any] | None]:
+    """The lines of a metrics.jsonl, None for a damaged one; none where there is no file.
+
+    A half line at the end, which is being written, or was when the run was killed, is left out.
+
+    Args:
+        fix: what the user can do if it cannot be read, for the message.
+
+    Raises:
+        UnreadableFileError: it cannot be read.
+    """
+    try:
+        *whole, last = read_bytes(path, fix).split(b"\n")
+    except MissingFileError:
+        return
+    for text in whole:
+        yield _parsed(text)
+    if (line := _parsed(last)) is not None:
+        yield line
 
 
 def _rewind(path: Path, run: RunInfo) -> None:
@@ -82,7 +106,7 @@ def _is_later(line: dict[str, Any] | None, run: RunInfo) -> bool:
 def _parsed(text: bytes) -> dict[str, Any] | None:
     try:
         line = json.loads(text)
-    except ValueError:  # not UTF-8 either
+    except (ValueError, RecursionError):  # not UTF-8 either; nested 10,000 deep
         return None
     return line if isinstance(line, dict) else None
 

@@ -13,7 +13,7 @@ import yaml
 from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
 
-from dali_rsb.run.records import RunInfo
+from dali_rsb.run.records import PictureTable, RunInfo
 from dali_rsb.run.trackers.points import UPDATES, Point
 from dali_rsb.run.trackers.services import flat_config, local_folder, run_name
 
@@ -40,8 +40,7 @@ class MlflowRun:
 
     def begin(self, last_images: int) -> int:
         experiment = self._experiment()
-        with_id = f"tags.`{_ID}` = '{self._info.run_id}'"
-        found = [run.info.run_id for run in self._client.search_runs([experiment], with_id)]
+        found = self._found(experiment)
         last = -1
         if found:
             steps = [metric.step for metric in self._client.get_metric_history(found[0], UPDATES)]
@@ -75,6 +74,21 @@ class MlflowRun:
         if self._run_id:
             self._client.set_terminated(self._run_id)
 
+    def log_files(self, table: PictureTable) -> str:
+        """Give a table's files to the run, or to a new one of its id if there is none."""
+        experiment = self._experiment()
+        known = self._found(experiment)
+        run = known[0] if known else self._create(experiment)
+        for path in table.files:
+            self._client.log_artifact(run, str(path), table.name)
+        if not known:
+            self._client.set_terminated(run)
+        return f"MLflow's run {run}, artifacts/{table.name}"
+
+    def _found(self, experiment: str) -> list[str]:
+        with_id = f"tags.`{_ID}` = '{self._info.run_id}'"
+        return [run.info.run_id for run in self._client.search_runs([experiment], with_id)]
+
     def _experiment(self) -> str:
         name = self._info.tracking.project
         experiment = self._client.get_experiment_by_name(name)
@@ -99,6 +113,11 @@ class MlflowRun:
         ]
         for first in range(0, len(params), _MAX_BATCH):
             self._client.log_batch(self._run_id, params=params[first : first + _MAX_BATCH])
+
+
+def log_table(run: RunInfo, table: PictureTable) -> str:
+    """Log a table as artifacts of the run; its own tables would need pandas."""
+    return MlflowRun(run).log_files(table)
 
 
 def _database(path: Path) -> str:

@@ -7,10 +7,11 @@ import importlib.util
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol, cast
 
 from dali_rsb.errors import UserError
-from dali_rsb.run.records import RunInfo
+from dali_rsb.run.records import PictureTable, RunInfo
 from dali_rsb.run.trackers.points import Point
 
 
@@ -49,6 +50,7 @@ class Kind:
         module: beside this one, which has the class.
         name: of the class.
         packages: that must be importable.
+        takes_tables: its module has a function `log_table(run, table)`, which says where it went.
         is_live: it takes points before a checkpoint covers them, and begins with an empty run each
             time; others keep what they have, and get final points only.
     """
@@ -57,18 +59,29 @@ class Kind:
     name: str
     packages: tuple[str, ...]
     is_live: bool = False
+    takes_tables: bool = True
 
     def make(self, run: RunInfo) -> Service:
         """Import it, which may take seconds, and make one."""
-        module = importlib.import_module(f"{__package__}.{self.module}")
-        return cast(Service, getattr(module, self.name)(run))
+        return cast(Service, getattr(self._imported(), self.name)(run))
+
+    def log_table(self, run: RunInfo, table: PictureTable) -> str:
+        """Give it a table of a run, beside the run's numbers; a run that goes on keeps it.
+
+        Returns:
+            Where the table is now, for people.
+        """
+        return str(self._imported().log_table(run, table))
+
+    def _imported(self) -> ModuleType:
+        return importlib.import_module(f"{__package__}.{self.module}")
 
 
 # By the names of tracking.trackers and of the extras in setup.py.
 SERVICES = {
     "tensorboard": Kind("tensorboard_events", "TensorBoard", ("tensorboard",), is_live=True),
     "wandb": Kind("wandb_run", "WandbRun", ("wandb",)),
-    "trackio": Kind("trackio_run", "TrackioRun", ("trackio",)),
+    "trackio": Kind("trackio_run", "TrackioRun", ("trackio",), takes_tables=False),
     "mlflow": Kind("mlflow_run", "MlflowRun", ("mlflow", "sqlalchemy", "alembic")),
 }
 

@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from dali_rsb.run.records import RunInfo
+from dali_rsb.run.records import PictureTable, RunInfo
 from dali_rsb.run.trackers.points import Point
 from dali_rsb.run.trackers.services import flat_config, run_name
 
@@ -45,3 +47,29 @@ class TensorBoard:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def log_table(run: RunInfo, table: PictureTable) -> str:
+    """Write a table's pictures, and its text in Markdown, into a folder of its own.
+
+    Beside `tensorboard`, which a run that goes on writes again.
+    """
+    folder = run.folder / f"tensorboard-{table.name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    first = dict(zip(table.columns, table.rows[0], strict=True))
+    texts = [name for name, cell in first.items() if _is_text(cell)]
+    lines = [f"| {' | '.join(texts)} |", f"|{' --- |' * len(texts)}"]
+    with SummaryWriter(str(folder)) as writer:
+        for number, row in enumerate(table.rows):
+            cells = dict(zip(table.columns, row, strict=True))
+            lines.append(f"| {' | '.join(str(cells[name]) for name in texts)} |")
+            for name, cell in cells.items():
+                if not _is_text(cell):
+                    tag = f"{table.name}/{number}/{name}"
+                    writer.add_image(tag, np.asarray(cell), 0, dataformats="HWC")
+        writer.add_text(table.name, "\n".join(lines), 0)
+    return str(folder)
+
+
+def _is_text(cell: object) -> bool:
+    return not isinstance(cell, Image.Image)

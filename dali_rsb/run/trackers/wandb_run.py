@@ -7,10 +7,12 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import wandb
+from PIL import Image
 
-from dali_rsb.run.records import RunInfo
+from dali_rsb.run.records import PictureTable, RunInfo
 from dali_rsb.run.trackers.points import Point
 from dali_rsb.run.trackers.services import local_folder, run_name
 
@@ -37,27 +39,12 @@ class WandbRun:
         if tracking.is_offline:
             for before in self._folder.glob(f"wandb/offline-run-*-{info.run_id}"):
                 shutil.rmtree(before, ignore_errors=True)
-        # Copies of artifacts that are not sent yet.
-        os.environ.setdefault("WANDB_DATA_DIR", str(self._folder / "wandb"))
-        self._run = wandb.init(
-            project=tracking.project,
+        self._run = _init(
+            info,
             name=run_name(info),
             id=info.run_id,
-            tags=tracking.tags,
-            mode="offline" if tracking.is_offline else "online",
             resume="allow",
-            dir=str(self._folder),
             config={**info.config, "environment": dict(info.environment)},
-            settings=wandb.Settings(
-                console="off",
-                silent=True,
-                disable_git=True,
-                save_code=False,
-                x_save_requirements=False,  # reads the metadata of every package: a second of CPU
-                init_timeout=_INIT_S,
-                finish_timeout=_FINISH_S,
-                finish_timeout_raises=True,
-            ),
         )
         self._run.define_metric("*", step_metric="images")
         if not tracking.is_offline:
@@ -85,3 +72,41 @@ class WandbRun:
     def close(self) -> None:
         if self._run is not None:
             self._run.finish()
+
+
+def log_table(run: RunInfo, table: PictureTable) -> str:
+    """Log a table in a run of its own, in the same group: local files cannot be added to."""
+    name = f"{run_name(run)}-{table.name}"
+    made = _init(
+        run, name=name, job_type=table.name, group=run_name(run), config={"of_run": run.run_id}
+    )
+    rows = [
+        [wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row]
+        for row in table.rows
+    ]
+    made.log({table.name: wandb.Table(list(table.columns), rows)})
+    made.finish()
+    return f"wandb sync {made.settings.sync_dir}" if run.tracking.is_offline else str(made.url)
+
+
+def _init(run: RunInfo, **values: Any) -> wandb.Run:
+    folder, tracking = local_folder(run), run.tracking
+    # Copies of artifacts that are not sent yet.
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))
+    return wandb.init(
+        project=tracking.project,
+        tags=tracking.tags,
+        mode="offline" if tracking.is_offline else "online",
+        dir=str(folder),
+        settings=wandb.Settings(
+            console="off",
+            silent=True,
+            disable_git=True,
+            save_code=False,
+            x_save_requirements=False,  # reads the metadata of every package: a second of CPU
+            init_timeout=_INIT_S,
+            finish_timeout=_FINISH_S,
+            finish_timeout_raises=True,
+        ),
+        **values,
+    )
