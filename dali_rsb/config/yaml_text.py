@@ -79,6 +79,8 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark
         line = "" if mark is None else f"line {mark.line + 1}: "
         reason = f"{line}{error.problem or error.context}"
+    except (AttributeError, LookupError):  # what PyYAML throws at `!!timestamp x` and `!!int ''`
+        reason = "a value does not fit its tag, such as !!int"
     except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
         # Python refuses numbers of over 4,300 digits, PyYAML keys that are lists, in their words.
         reason = str(error)

@@ -411,7 +411,13 @@ def eval_loader(
     settings = LoaderSettings.untuned(device, threads, 2, load, decode)
     samples = EvalSamples(
         index,
-        EvalLayout(len(index), evaluation.batch_per_device, processes.world_size, processes.rank),
+        EvalLayout(
+            len(index),
+            # Where a share is smaller, the rest of its batch would be copies of one image.
+            min(evaluation.batch_per_device, -(-len(index) // processes.world_size)),
+            processes.world_size,
+            processes.rank,
+        ),
         EvalGeometry(evaluation.size, evaluation.crop_ratio),
     )
     bad_images = BadImages(index, on_bad_image, data.max_bad_fraction, data.max_pixels)

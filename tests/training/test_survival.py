@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from killed_runs import end, kill_at_event, kill_in_write, start, write_recipe
+from killed_runs import end, kill_at_event, kill_in_write, start, start_two, write_recipe
 
 from dali_rsb.config import load_config
 from dali_rsb.run.checkpoint import load_checkpoint
@@ -163,23 +163,10 @@ def test_a_run_stopped_in_any_phase_loses_nothing(recipe, undisturbed, tmp_path,
         _assert_same(folder, undisturbed)
 
 
-def _free_port():
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def _two(recipe, folder, prepare=None):
-    port = _free_port()
-    ranks = [{"rank": rank, "world_size": 2, "port": port} for rank in (0, 1)]
     # Only the second process gets the signal: the first must hear of it.
     tracked = ["tracking.trackers=tensorboard"]
-    both = [
-        start(recipe, folder, None if rank["rank"] == 0 else prepare, overrides=tracked, **rank)
-        for rank in ranks
-    ]
+    both = start_two(recipe, folder, (None, prepare), tracked)
     return [end(process) for process in both]
 
 
