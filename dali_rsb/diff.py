@@ -6,21 +6,17 @@ with their defaults. Exit code: 0 if nothing differs, 1 if something does, 2 for
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from dali_rsb.config import load_config
 from dali_rsb.config.asking import differences
+from dali_rsb.config.options import OptionsParser
 from dali_rsb.config.recipes import find_config
 from dali_rsb.errors import run_command
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="dali-rsb diff",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionsParser("diff", __doc__)
     parser.add_argument("first", metavar="A", help="a YAML file, a run folder or a recipe")
     parser.add_argument("second", metavar="B")
     arguments = parser.parse_args()

@@ -6,7 +6,6 @@ Exit code: 0 without problems, 1 with problems, 2 for a mistake in the command l
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -19,6 +18,7 @@ from dali_rsb.checks.machine import decoders, gpu, software, storage
 from dali_rsb.checks.machine import host as machine
 from dali_rsb.checks.machine.finding import Finding
 from dali_rsb.checks.machine.probe import DECODE, ask
+from dali_rsb.config.options import OptionsParser
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.system.cpus import available_cpus
 
@@ -27,11 +27,7 @@ _CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="dali-rsb doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionsParser("doctor", __doc__)
     parser.add_argument("data", nargs="?", type=Path, help="folder of images or shards")
     parser.add_argument("--json", action="store_true", help="print a list of findings as JSON")
     arguments = parser.parse_args()

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 
 # The launcher ends a process within this time, if rank 0 has ended for the same mistake.
 OTHER_RANKS_WAIT_S = 15.0
-_MAX_PATH = 150  # characters of a message
+_MAX_LINE = 300  # characters of a message
+_MAX_PATH, _MAX_WORD = 150, 90  # of a path in it; and of longer ones
 # What a file system or its rights refuse, which is no fault of the program, and what to do.
 _FIXES = {
     errno.ENAMETOOLONG: "give a shorter path",
@@ -88,8 +89,24 @@ def run_command(main: Callable[[], None]) -> None:
         rank = int(os.environ.get("RANK", "0"))
         if rank:
             time.sleep(OTHER_RANKS_WAIT_S)
-        print(f"error: rank {rank}: {mistake}" if rank else f"error: {mistake}", file=sys.stderr)
+        line = shortened(str(mistake))
+        print(f"error: rank {rank}: {line}" if rank else f"error: {line}", file=sys.stderr)
         sys.exit(2)
+
+
+def shortened(line: str) -> str:
+    """A line without words that nobody reads: a message may quote what a user gave, of any length.
+
+    Of a long word the end is kept, which tells paths apart; of a line that is still long, both
+    ends: the fix stands at the end.
+    """
+    if len(line) <= _MAX_LINE:
+        return line
+    words = [w if len(w) <= _MAX_PATH else f"...{w[-_MAX_WORD:]}" for w in line.split(" ")]
+    line = " ".join(words)
+    if len(line) <= 2 * _MAX_LINE:
+        return line
+    return f"{line[: _MAX_LINE // 2]} ... {line[-_MAX_LINE // 2 + 5 :]}"
 
 
 def _refused(error: OSError) -> UserError | None:

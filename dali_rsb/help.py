@@ -6,23 +6,19 @@ for one key. `--schema` prints the JSON schema that editors use.
 
 from __future__ import annotations
 
-import argparse
 import json
 import textwrap
 
 from dali_rsb.config.asking import WIDTH, explain, explain_key, json_schema
 from dali_rsb.config.mistakes import suggest
+from dali_rsb.config.options import OptionsParser
 from dali_rsb.config.recipes import recipes
 from dali_rsb.config.sections import all_keys, sections
 from dali_rsb.errors import UserError, run_command
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="dali-rsb help",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionsParser("help", __doc__)
     parser.add_argument("topic", nargs="?", metavar="SECTION", help="or SECTION.KEY")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema")
     arguments = parser.parse_args()

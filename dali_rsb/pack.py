@@ -11,11 +11,11 @@ augmentation for one seed. An interrupted pack goes on when the command is given
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
 
+from dali_rsb.config.options import OptionsParser
 from dali_rsb.dataset import open_index
 from dali_rsb.dataset.packing import DEFAULT_QUALITY, PackOptions, PackReport, pack, verify
 from dali_rsb.dataset.packing.pixels import verify_pixels
@@ -27,11 +27,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="dali-rsb pack",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionsParser("pack", __doc__)
     parser.add_argument("source", type=Path, nargs="?", metavar="SRC")
     parser.add_argument("target", type=Path, nargs="?", metavar="DST")
     parser.add_argument(

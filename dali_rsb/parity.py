@@ -7,7 +7,6 @@ every stage is within its limits, 1 if not, 2 for a mistake.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from dali_rsb.checks.parity.comparison import WARPS, Comparison
 from dali_rsb.checks.parity.report import write_report
+from dali_rsb.config.options import OptionsParser
 from dali_rsb.dataset import DatasetIndex, open_index
 from dali_rsb.dataset.reading import add_reading_arguments, reading_of_arguments
 from dali_rsb.draws.randaugment import OPERATIONS
@@ -64,7 +64,7 @@ def _device_id(name: str) -> int | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="dali-rsb parity", description=__doc__)
+    parser = OptionsParser("parity", __doc__)
     parser.add_argument("data", type=Path, help="folder of class folders or shards, or list")
     parser.add_argument("--num-images", type=int, default=64, metavar="N")
     parser.add_argument("--size", type=int, default=224, metavar="PIXELS")

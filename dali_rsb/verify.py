@@ -12,7 +12,6 @@ exits with code 1.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import sys
 from dataclasses import replace
@@ -28,6 +27,7 @@ from dali_rsb.checks.dataset.report import (
     write_exclude_list,
 )
 from dali_rsb.checks.dataset.scan import Scan, scan
+from dali_rsb.config.options import OptionsParser
 from dali_rsb.dataset import DatasetIndex, Reading, open_index
 from dali_rsb.dataset.counting import count_left_out
 from dali_rsb.dataset.image_list import find_excluded, read_names
@@ -37,11 +37,7 @@ from dali_rsb.run.console import console_messages
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="dali-rsb verify",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = OptionsParser("verify", __doc__)
     parser.add_argument(
         "data", type=Path, nargs="+", metavar="DATA", help="folder of class folders, shards or list"
     )

@@ -33,6 +33,8 @@ from dali_rsb.errors import run_command
 
 MAX_CHARACTERS = 300
 FINE = ("trained", "answered", "refused")
+# Commands that end with 1 where they find something.
+JUDGES = tuple(f"dali_rsb.{name}" for name in ("verify", "doctor", "parity", "pack", "diff"))
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,10 @@ def write_images(root):
                 Image.fromarray(pixels).save(folder / f"{image}.jpg")
 
 
-def outcomes(tasks, template, jobs=2, timeout_s=60):
+def outcomes(tasks, template, jobs=2, timeout_s=60, keep=None):
     """Try tasks, some at a time, each in a copy of the folder `template`; yield what comes of each.
 
-    The process that calls this must have no threads.
+    The process that calls this must have no threads. What the last one leaves is moved to `keep`.
     """
     warm_up()
     tasks, running = list(enumerate(tasks))[::-1], {}
@@ -91,9 +93,14 @@ def outcomes(tasks, template, jobs=2, timeout_s=60):
                 _end_group(process)  # what it started itself
                 code = os.waitstatus_to_exitcode(status)
                 messages = (folder / ".messages").read_text(errors="replace")
-                what = _verdict(code, messages, folder)
+                if code == 1 and task.module in JUDGES:
+                    code = 0
+                what = _verdict(code, messages, folder if task.files else None)
                 yield Outcome(task, what, messages, time.monotonic() - begun_s)
-                shutil.rmtree(folder)
+                if keep is None:
+                    shutil.rmtree(folder)
+                else:
+                    shutil.move(folder, keep)
                 continue
             for late, (_, _, begun_s) in running.items():
                 if time.monotonic() - begun_s > timeout_s:
@@ -135,6 +142,7 @@ def _prepare(task, template, folder):
     os.chdir(folder)
     for name, data in task.files:
         Path(name).write_bytes(data)
+    os.mkfifo("fifo")
     for number, name in ((0, os.devnull), (1, ".output"), (2, ".messages")):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
     sys.stderr.reconfigure(errors="backslashreplace")
@@ -155,7 +163,7 @@ def _verdict(code, messages, folder):
     if "Traceback" in messages:
         return "a traceback"
     if code == 0:
-        return _finite_runs(folder, messages)
+        return "answered" if folder is None else _finite_runs(folder, messages)
     if code != 2:
         return f"exit code {code}"
     lines = messages.splitlines()
