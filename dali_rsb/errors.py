@@ -98,15 +98,16 @@ def shortened(line: str) -> str:
     """A line without words that nobody reads: a message may quote what a user gave, of any length.
 
     Of a long word the end is kept, which tells paths apart; of a line that is still long, both
-    ends: the fix stands at the end.
+    ends: the fix stands at the end. A line of two paths of usual length is left as it is, for they
+    will be copied.
     """
     if len(line) <= _MAX_LINE:
         return line
     words = [w if len(w) <= _MAX_PATH else f"...{w[-_MAX_WORD:]}" for w in line.split(" ")]
-    line = " ".join(words)
-    if len(line) <= 2 * _MAX_LINE:
-        return line
-    return f"{line[: _MAX_LINE // 2]} ... {line[-_MAX_LINE // 2 + 5 :]}"
+    short = " ".join(words)
+    if len(short) <= (2 * _MAX_LINE if short == line else _MAX_LINE):
+        return short
+    return f"{short[: _MAX_LINE // 2]} ... {short[-_MAX_LINE // 2 + 5 :]}"
 
 
 def _refused(error: OSError) -> UserError | None:

@@ -17,15 +17,16 @@ from pydantic import TypeAdapter
 
 from dali_rsb.config.sections import sections
 
-# A run that nobody asks anything of: two updates of eight images.
+# A run that nobody asks anything of: two updates of eight images. What keeps it short comes first,
+# and is left where a text is cut.
 BASE: dict[str, dict[str, Any]] = {
+    "run": {"max_steps": 2, "device": "cpu", "dir": "run", "warm_up": False, "log_every": 1},
+    "schedule": {"epochs": 1, "warmup_epochs": 0},
     "data": {"train": "images/train", "val": "images/val", "threads": 1},
     "augment": {"size": 32},
     "model": {"name": "timm:test_resnet", "num_classes": 2},
     "optimizer": {"batch_size": 8},
-    "schedule": {"epochs": 1, "warmup_epochs": 0},
     "evaluation": {"size": 32, "batch_per_device": 4},
-    "run": {"device": "cpu", "dir": "run", "max_steps": 2, "warm_up": False, "log_every": 1},
 }
 
 # Where the whole range is a week of work, a network, or a machine of another kind: what is drawn
@@ -126,7 +127,7 @@ def _case(rng: random.Random) -> Case:
         tree,
         allow_unicode=rng.random() < 0.5,
         default_flow_style=rng.choice([None, True, False]),
-        sort_keys=rng.random() < 0.5,
+        sort_keys=False,
     )
     if rng.random() < 0.12:
         text = rng.choice(_ODD_TEXTS)(text, rng)

@@ -74,7 +74,7 @@ def write_images(root):
                 Image.fromarray(pixels).save(folder / f"{image}.jpg")
 
 
-def outcomes(tasks, template, jobs=2, timeout_s=60, keep=None):
+def outcomes(tasks, template, jobs=2, timeout_s=120, keep=None):
     """Try tasks, some at a time, each in a copy of the folder `template`; yield what comes of each.
 
     The process that calls this must have no threads. What the last one leaves is moved to `keep`.
@@ -208,14 +208,9 @@ def _leaves(value, place=""):
         yield place, value
 
 
-def config_tasks(count, seed):
-    """Training by random configurations; run with the folder that `write_images` fills."""
-    from hostile_configs import cases
-
-    return [
-        Task("dali_rsb.train", ("c.yaml", *case.words), (("c.yaml", case.text),))
-        for case in cases(count, seed)
-    ]
+def config_task(case):
+    """Training by a configuration of `hostile_configs`, beside the images of `write_images`."""
+    return Task("dali_rsb.train", ("c.yaml", *case.words), (("c.yaml", case.text),))
 
 
 def sweep(tasks, template, jobs=2):
@@ -233,11 +228,14 @@ def sweep(tasks, template, jobs=2):
 
 
 def main():
+    from hostile_configs import cases
+
     count, seed, jobs, first = [*map(int, sys.argv[1:]), 2, 0][:4]
     with tempfile.TemporaryDirectory() as root:
         template = Path(root) / "template"
         write_images(template / "images")
-        print(dict(sweep(config_tasks(count, seed)[first:], template, jobs)))
+        tasks = [config_task(case) for case in cases(count, seed)[first:]]
+        print(dict(sweep(tasks, template, jobs)))
 
 
 if __name__ == "__main__":

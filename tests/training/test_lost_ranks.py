@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import time
 from functools import partial
 from pathlib import Path
@@ -119,3 +120,50 @@ def test_the_other_rank_ends_and_says_why(recipe, tmp_path, monkeypatch, kind, r
     if kind == "killed" and rank == 1:  # rank 0 keeps the store, and takes it along
         assert "update 1/4; nothing loaded yet" in said
     assert "Process ForkServerProcess" not in said  # an error that nobody caught
+
+
+@pytest.mark.parametrize(
+    ("file", "override"),
+    [
+        ("val/a/0.jpg", ""),  # the first rank has the first half of the validation images
+        ("val/b/9.jpg", ""),
+        ("train/a/7.jpg", "data.on_bad_image=raise"),
+    ],
+)
+def test_a_bad_file_ends_both_and_is_named(tmp_path, file, override):
+    recipe, folder = write_recipe(tmp_path), tmp_path / "run"
+    path = tmp_path / file
+    path.write_bytes(path.read_bytes()[:700] + bytes(200))  # a header, and no image behind it
+    both = _run(recipe, folder, 0, None, *filter(None, [override]))
+    assert [end(process, LIMIT_S + 30) for process in both] == [2, 2]
+    said = _said(folder)
+    (line,) = (line for line in said.splitlines() if line.startswith("error: "))
+    assert re.search(rf"rank \d: .*{file} cannot be decoded; repair or remove the file", line)
+    if file.startswith("val"):
+        assert f"rank {int('b/' in file)}:" in line
+    assert "Traceback" not in said
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder on a file system of half a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", folder]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=False)
+
+
+def test_a_full_disk_ends_both_after_a_few_tries(recipe, tmp_path, full_disk):
+    # The outputs of the processes lie beside the run folder, so on the full disk: a link.
+    folder = tmp_path / "run"
+    folder.symlink_to(full_disk)
+    both = _run(recipe, folder, 0, None, "run.max_checkpoint_failures=2")
+    assert [end(process, LIMIT_S + 30) for process in both] == [2, 2]
+    said = _said(folder)
+    assert "failure 1 of run.max_checkpoint_failures=2" in said
+    assert len(re.findall("^error: .*2 checkpoints in a row could not be written", said, re.M)) == 1
+    assert "Traceback" not in said
+    assert not [*full_disk.glob("*.pt"), *full_disk.glob(".*.partial")]
