@@ -97,7 +97,7 @@ class _Node:
 def test_a_node_that_is_cut_off_comes_back(nodes, tmp_path):
     recipe = write_recipe(tmp_path)
     pair = start_two(recipe, tmp_path / "undisturbed", overrides=OVERRIDES[:2])
-    assert [end(process) for process in pair] == [0, 0]
+    assert [end(process, 400) for process in pair] == [0, 0]
 
     def start(number, attempt):
         output = tmp_path / f"{number}-{attempt}.txt"
