@@ -6,6 +6,7 @@ second, where a command would take that many times over to start.
 
 import os
 import signal
+import socket
 import sys
 
 import numpy as np
@@ -95,6 +96,19 @@ def start(recipe, folder, prepare=None, **options):
     process = SERVER.Process(target=run, args=(recipe, folder, prepare), kwargs=options)
     process.start()
     return process
+
+
+def start_two(recipe, folder, prepare=(None, None), overrides=()):
+    """Start both processes of a run; `prepare` holds what each does first."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    return [
+        start(
+            recipe, folder, prepare[rank], overrides=overrides, rank=rank, world_size=2, port=port
+        )
+        for rank in range(2)
+    ]
 
 
 def end(process, timeout_s=120):

@@ -51,6 +51,7 @@ SMALL = (
     "augment.size=32",
     "optimizer.batch_size=8",
 )
+ONE = ("optimizer.batch_size=1", "mixing.mixup=0", "mixing.cutmix=0")
 DATA = ("data.train=train", "data.val=val")
 
 
@@ -79,6 +80,7 @@ def test_the_command_line_reports_and_exits_with_2(tmp_path):
         ((*SMALL, *DATA, "--resume"), "no checkpoint to resume in runs/a3"),
         ((*SMALL, *DATA, "model.weights=absent.pt"), "absent.pt; give the path of a run"),
         ((*SMALL, *DATA, "augment.repeats=3"), "needs at least 256"),
+        ((*SMALL, *DATA, *ONE), "nothing to normalise in one image of 32 px: set optimizer.batch"),
     ],
 )
 def test_mistakes_name_the_mend(capsys, monkeypatch, folder, arguments, message):

@@ -1,14 +1,16 @@
 """`dali-rsb COMMAND`: stands for `python -m dali_rsb.COMMAND`, and knows every command there is."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_module
 
 from dali_rsb.__main__ import COMMANDS, main, script, usage
 from dali_rsb.config.arguments import ConfigParser
-from dali_rsb.errors import UserError
+from dali_rsb.errors import UserError, run_command
 
 
 def test_every_command_is_listed():
@@ -151,3 +153,29 @@ def test_an_override_is_no_path_to_resume_from(monkeypatch, arguments, resume, l
     for given in (["a3", *arguments], None):  # None is what a command passes
         config, options = parser.read(given)
         assert (options.resume, config.optimizer.lr) == (resume, lr)
+
+
+def _refused(capsys, main):
+    with pytest.raises(SystemExit) as caught:
+        run_command(main)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.removeprefix("error: ")
+
+
+def test_what_a_file_system_refuses_is_one_line(capsys):
+    line = _refused(capsys, lambda: Path("x" * 300).is_dir())
+    assert line.endswith("xxx cannot be used (File name too long): give a shorter path")
+    with pytest.raises(ProcessLookupError):  # no file's: a bug is not hidden
+        run_command(lambda: os.kill(2**22 + 1, 0))
+
+
+@pytest.mark.parametrize("given", ["k" * 5000, "k " * 2500, f"{'k' * 400} " * 3])
+def test_what_a_user_gave_is_not_quoted_whole(capsys, given):
+    def main():
+        raise UserError(f"unknown key {given}; did you mean optimizer.lr?")
+
+    line = _refused(capsys, main)
+    assert len(line) <= 300
+    assert line.startswith("unknown key ")
+    assert line.endswith("; did you mean optimizer.lr?")

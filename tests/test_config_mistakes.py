@@ -51,6 +51,9 @@ HOSTILE = {
     "merging without end": "a0: &a0 {k: 1}\n"
     + _anchors(30, 9, lambda i, a: f"a{i}: &a{i} {{<<: [{a}]}}"),
     "python object": "data: !!python/object/apply:os.system [true]",
+    "value that does not fit its tag": "run: {seed: !!int ''}",
+    "no time": "run: {seed: !!timestamp x}",
+    "no truth": "run: {warm_up: !!bool x}",
     "list as a key": "? [1, 2]\n: 3",
     "null as a key": "null: {lr: 1}",
     "number as a section": "3: {lr: 1}",

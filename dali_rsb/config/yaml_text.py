@@ -15,6 +15,7 @@ import yaml
 from dali_rsb.errors import UserError
 
 MAX_CHARACTERS = 1_000_000  # far more than a configuration has
+_MAX_DEPTH = 50  # a configuration has three levels
 _MAX_NODES = 10_000  # after merging anchors, which may double each other without end
 
 
@@ -22,6 +23,18 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the scalars of YAML 1.2 and without duplicate keys."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 -- PyYAML's own way
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Give up early on what is nested: PyYAML takes seconds to reach Python's own limit."""
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise RecursionError
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Refuse equal keys, of which PyYAML takes the last."""
@@ -79,6 +92,8 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = error.problem_mark
         line = "" if mark is None else f"line {mark.line + 1}: "
         reason = f"{line}{error.problem or error.context}"
+    except (AttributeError, LookupError):  # what PyYAML throws at `!!timestamp x` and `!!int ''`
+        reason = "a value does not fit its tag, such as !!int"
     except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
         # Python refuses numbers of over 4,300 digits, PyYAML keys that are lists, in their words.
         reason = str(error)

@@ -6,6 +6,7 @@ must not meet a header that it refuses only after having begun (see `pipelines.d
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -19,6 +20,8 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from dali_rsb.dataset.plain_forms import is_plain
+from dali_rsb.errors import UserError
+from dali_rsb.system.names import printable
 
 
 class ImageFormat(IntEnum):
@@ -68,8 +71,11 @@ _READ_BYTES = 4096  # one page holds the header unless EXIF or colour profiles p
 def read_header(path: bytes | str) -> tuple[int, int, ImageFormat]:
     """Size of the pixels that Pillow decodes (it rotates TIFF only) and format of an image file.
 
-    Returns (width, height, format). Never raises: a file that is missing, is no image, or whose
-    header is damaged gives `(0, 0, ImageFormat.UNREADABLE)`.
+    Returns (width, height, format): `(0, 0, ImageFormat.UNREADABLE)` for a file that is missing, is
+    no image, or whose header is damaged.
+
+    Raises:
+        UserError: see `read_stamped_header`.
     """
     return read_stamped_header(path)[:3]
 
@@ -78,10 +84,18 @@ def read_stamped_header(path: bytes | str) -> tuple[int, int, ImageFormat, int, 
     """`read_header`, and the file's mtime in nanoseconds and size in bytes before it was read.
 
     They are -1 for a file that is missing.
+
+    Raises:
+        UserError: this process may open no more files, which says nothing of the image.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise UserError(
+                f"cannot open {printable(os.fsdecode(path), 130)} ({error.strerror}): allow more "
+                "open files (ulimit -n) or take smaller batches"
+            ) from error
         return 0, 0, ImageFormat.UNREADABLE, *NO_STAMP
     try:
         status = os.fstat(descriptor)

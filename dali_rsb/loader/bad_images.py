@@ -59,7 +59,7 @@ class BadImages:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.replacements: dict[int, int] = {}
-        self.conversions = Conversions(index)
+        self.conversions = Conversions(index, max_pixels)
         self._index = index
         self._policy = policy
         self._max_count = max(1, int(max_fraction * len(index)))
@@ -92,7 +92,7 @@ class BadImages:
             self._replace(image)
         cut = self._cut_by_marker(images)
         for image in cut:
-            if not self._convert_cut(image):
+            if not self._is_usable_cut(image):
                 self._replace(image)
         return bool(changed or refused or cut)
 
@@ -114,7 +114,13 @@ class BadImages:
         except OSError:  # gone since its header was read: DALI will say so
             return False
 
-    def _convert_cut(self, image: int) -> bool:
+    def _is_usable_cut(self, image: int) -> bool:
+        """Convert a JPEG that a marker cuts, by the size that the file states now."""
+        if update(self._index, image):
+            self._note_change(image)
+            self._is_read[image] = True
+        if self._refused(np.array([image])):
+            return False
         return self.conversions.convert_rejected(image, "a marker cuts its coded data short")
 
     def _refused(self, images: np.ndarray) -> list[int]:
@@ -238,7 +244,7 @@ class BadImages:
         if self._refused(alone):
             return False
         if self._cut_by_marker(alone):
-            return self._convert_cut(image)
+            return self._is_usable_cut(image)
         return not self._undecodable([image]) or self.conversions.convert_rejected(image)
 
     def _undecodable(self, images: Iterable[int], device_id: int | None = None) -> list[int]:

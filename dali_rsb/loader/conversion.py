@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, __version__
 
+from dali_rsb.constants import MAX_PIXELS
 from dali_rsb.dataset import DatasetIndex
 from dali_rsb.dataset.image_header import ImageFormat, open_with_pillow
 from dali_rsb.dataset.storage import USER_CACHE
@@ -41,10 +42,16 @@ class Conversions:
     Pillow may decode truncated files), and kept for later runs in `converted` inside the stored
     index, or in `~/.cache/dali_rsb/converted` if the index is not stored, or not writable. Any
     number of processes may convert the same image at once.
+
+    Args:
+        index: the dataset.
+        max_pixels: of an image that Pillow decodes, by the file and not by the index, which may
+            hold another size.
     """
 
-    def __init__(self, index: DatasetIndex) -> None:
+    def __init__(self, index: DatasetIndex, max_pixels: int = MAX_PIXELS) -> None:
         self._index = index
+        self._max_pixels = max_pixels
         self._copies: dict[int, Path] = {}
         self._undecodable: set[int] = set()  # by Pillow
         self._announced = False
@@ -149,7 +156,10 @@ class Conversions:
             pixels = None
             if not copy.exists():
                 with self._index.open(image) as file:
-                    pixels = open_with_pillow(file).convert("RGB")
+                    opened = open_with_pillow(file)
+                    if opened.width * opened.height > self._max_pixels:
+                        raise ValueError(f"{opened.width} x {opened.height} pixels")
+                    pixels = opened.convert("RGB")
         except UserError:
             raise
         except Exception:  # Pillow's plugins raise nearly every type on damaged files

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import torch
 from torch import nn
 
 from dali_rsb.constants import TIMM_PREFIX
@@ -111,6 +113,31 @@ def check_input_sizes(model: nn.Module, name: str, sizes: Mapping[str, int]) -> 
             f"model {name} takes images of {side} x {side} pixels alone; set "
             f"{' '.join(f'{key}={side}' for key in wrong)}"
         )
+
+
+def check_batch_of_one(model: nn.Module, size_px: int, frozen_norms: Sequence[nn.Module]) -> None:
+    """Refuse a batch of one image where a batch norm would have one value of each channel.
+
+    Args:
+        size_px: side of the image, which may be 1 pixel by the last batch norms.
+        frozen_norms: of the model's, those that do not look at the batch.
+
+    Raises:
+        UserError: there is such a batch norm.
+    """
+    twin, frozen = copy.deepcopy((model, list(frozen_norms)))
+    twin.to("meta").train()
+    for norm in frozen:
+        norm.eval()
+    try:
+        twin(torch.empty(1, 3, size_px, size_px, device="meta"))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"batch norm has nothing to normalise in one image of {size_px} px: set "
+            "optimizer.batch_size, or run.batch_per_device, to 2 images a device or more"
+        ) from error
 
 
 def _create_timm_model(

@@ -6,6 +6,9 @@ rank 0, so that a beat costs the store one message a process. Who fails, or find
 claims the end of the run in the store; the first claim alone is printed, and every thread that
 reads it ends its process with the exit code of the claim. It ends it by `os._exit`: the main thread
 may wait for ever in a collective, and leaving the process group waits for the others, too.
+
+The store lies in the launcher or, without one, in rank 0. Where that process is stopped, a call to
+the store never returns: a third thread, which calls nothing, ends the process then.
 """
 
 from __future__ import annotations
@@ -101,12 +104,15 @@ class Watch:
         others = range(1, world_size) if rank == 0 else (0,)
         self._heard = {other: _Heard() for other in others}
         self._own = _Heard()
+        self._turns = 0  # of the heartbeat's thread
         self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
+        self._guard = threading.Thread(target=self._guard_on, name="guard", daemon=True)
 
     def start(self) -> None:
         """Begin to beat and to listen."""
         self._beat(0)
         self._thread.start()
+        self._guard.start()
 
     def note(self, activity: Callable[[], str] | None = None) -> None:
         """Say that this process comes on, and what it turns to now, where that is another thing."""
@@ -137,6 +143,7 @@ class Watch:
         """End the heartbeat, with nothing to say."""
         self._left.set()
         self._thread.join()
+        self._guard.join()
 
     def terminated(self, number: int, frame: FrameType | None) -> None:
         """Handler of SIGTERM outside the training, where a signal asks to save: end, but say why.
@@ -164,12 +171,15 @@ class Watch:
 
     def _lost_ranks(self) -> str:
         """Wait for the process that caused an error to say so, or find out which one is dead."""
-        before = self._beats(self._main_store)
-        deadline_s = time.monotonic() + GRACE_S
-        while time.monotonic() < deadline_s:
-            self._obey(self._main_store)
-            time.sleep(BEAT_S / 5)
-        after = self._beats(self._main_store)
+        try:
+            before = self._beats(self._main_store)
+            deadline_s = time.monotonic() + GRACE_S
+            while time.monotonic() < deadline_s:
+                self._obey(self._main_store)
+                time.sleep(BEAT_S / 5)
+            after = self._beats(self._main_store)
+        except RuntimeError:  # the store died, and with it who keeps it
+            return f"{self._store_keeper()}: died without a word (killed, out of memory?)"
         dead = [rank for rank in before if after[rank]["beat"] == before[rank]["beat"]]
         return "; ".join(
             f"rank {rank}: died without a word (killed, out of memory?) at "
@@ -177,6 +187,12 @@ class Watch:
             for rank in dead
             if rank != self._rank
         )
+
+    def _store_keeper(self) -> str:
+        """The process that the store lies in."""
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            return "the launcher"
+        return "rank 0"
 
     def _beats(self, store: Store) -> dict[int, dict[str, Any]]:
         ranks = [rank for rank in range(self._world_size) if store.check([_key(rank)])]
@@ -187,6 +203,7 @@ class Watch:
         store_lost_s: float | None = None
         while not (self._left.wait(BEAT_S) or self._ending.locked()):
             beat += 1
+            self._turns += 1
             try:
                 self._beat(beat)
                 self._obey(self._thread_store)
@@ -205,13 +222,38 @@ class Watch:
             with suppress(RuntimeError):  # the others, and the store, may have gone before
                 self._thread_store.set(_key(self._rank), _message(-1, self._step, 0, "its end"))
 
+    def _guard_on(self) -> None:
+        """End this process if its heartbeat hangs in a call to the store.
+
+        Counts its own turns, not the clock, which goes on while all processes are stopped together.
+        """
+        patience_s = self._timeout_s + 2 * GRACE_S  # longer than saying why a run ends
+        turns, waited_s = 0, 0.0
+        while not self._left.wait(BEAT_S):
+            waited_s = 0.0 if self._turns != turns else waited_s + BEAT_S
+            turns = self._turns
+            if waited_s > patience_s:
+                self._say(
+                    f"{self._store_keeper()}: does not answer for {waited_s:g} s, longer than "
+                    f"run.timeout={self._timeout_s:g}; rank {self._rank} ends"
+                )
+                self._dump()
+                _exit(1)
+
     def _beat(self, beat: int) -> None:
         own = self._own
         if self._step != own.step:
-            own.step_s, own.step, own.activity = time.monotonic(), self._step, self._activity()
+            own.step_s, own.step, own.activity = time.monotonic(), self._step, self._described()
         own.patience_s = self._patience_s
         message = _message(beat, own.step, own.patience_s, own.activity)
         self._thread_store.set(_key(self._rank), message)
+
+    def _described(self) -> str:
+        """What the main thread is at; it may change while it is described."""
+        try:
+            return self._activity()
+        except Exception as error:  # no reason to fall silent, which ends the run
+            return f"something that {type(error).__name__} keeps it from naming"
 
     def _listen(self) -> None:
         """Look for processes that are silent."""

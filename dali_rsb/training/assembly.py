@@ -29,7 +29,7 @@ from dali_rsb.loader.decoding import describe_decoding
 from dali_rsb.loader.loader import Loader
 from dali_rsb.loader.rand_augment import describe_randaugment, with_backend
 from dali_rsb.loader.settings import DecodeSetting, LoaderSettings
-from dali_rsb.models import check_input_sizes, create_model
+from dali_rsb.models import check_batch_of_one, check_input_sizes, create_model
 from dali_rsb.models.classifier import classifier_parameters
 from dali_rsb.models.precision import Precision, choose_precision
 from dali_rsb.optim import CosineSchedule, Cycles, ModelEma, create_optimizer, describe_backend
@@ -103,6 +103,8 @@ def build_trainer(
     )
     sizes = {"augment.size": config.augment.size, "evaluation.size": config.evaluation.size}
     check_input_sizes(model, config.model.name, sizes)
+    if batch == 1:
+        check_batch_of_one(model, config.augment.size, frozen_norms)
     class_weights = None
     if config.loss.class_weights == "balanced":
         class_weights = balanced_weights(datasets.train.labels, config.model.num_classes)
@@ -416,7 +418,13 @@ def eval_loader(
     settings = LoaderSettings.untuned(device, threads, 2, load, decode)
     samples = EvalSamples(
         index,
-        EvalLayout(len(index), evaluation.batch_per_device, processes.world_size, processes.rank),
+        EvalLayout(
+            len(index),
+            # Where a share is smaller, the rest of its batch would be copies of one image.
+            min(evaluation.batch_per_device, -(-len(index) // processes.world_size)),
+            processes.world_size,
+            processes.rank,
+        ),
         EvalGeometry(evaluation.size, evaluation.crop_ratio),
     )
     bad_images = BadImages(index, on_bad_image, data.max_bad_fraction, data.max_pixels)

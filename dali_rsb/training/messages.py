@@ -78,6 +78,18 @@ def diverged(update: int, checkpoint: Path | None, folder: Path | None) -> str:
     )
 
 
+def no_number(loss: float, subject: str) -> str:
+    """The validation loss is not finite.
+
+    Args:
+        subject: what was evaluated, "the weights" or "their EMA".
+    """
+    return (
+        f"the validation loss of {subject} is {loss}: their outputs are not finite on every image; "
+        "if that lasts, lower optimizer.lr or set optimizer.clip_grad"
+    )
+
+
 def stuck(
     num_updates: int,
     updates_done: int,

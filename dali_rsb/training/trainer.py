@@ -39,7 +39,7 @@ from dali_rsb.run.records import (
 from dali_rsb.run.sessions import Session, digest_of, record_end, record_start
 from dali_rsb.run.signals import Stopped, stop_requests
 from dali_rsb.run.trackers import start_trackers
-from dali_rsb.training.messages import best_lines, device_memory, diverged, stuck
+from dali_rsb.training.messages import best_lines, device_memory, diverged, no_number, stuck
 from dali_rsb.training.run_state import Progress, run_state
 from dali_rsb.training.step import TrainStep
 
@@ -120,6 +120,7 @@ class Trainer:
         self._run_id = self._progress.run_id
         if tracking.services and not self._run_id:
             self._run_id = uuid.uuid4().hex[:12]
+        self._last_spec: BatchSpec | None = None  # that a batch was loaded by
         self._best_top1 = self._progress.best_top1
         self._val_top1: float | None = None  # of the weights, at the last evaluation
         # The last update of the epoch, or of the run, is done, its evaluation and row are not.
@@ -213,11 +214,16 @@ class Trainer:
             yield spec
 
     def _describe_update(self, epoch: int, update: int) -> str:
-        """Where this process stands: an update, and what it loaded last."""
+        """Where this process stands: an update, and what it loaded last.
+
+        Called by the heartbeat at any moment.
+        """
+        place = f"epoch {epoch + 1}, update {update}/{self._updates_per_epoch}"
+        if self._last_spec is None:
+            return f"{place}; nothing loaded yet"
         name, rows = self.samples.index.name, self._last_spec.indices
         return (
-            f"epoch {epoch + 1}, update {update}/{self._updates_per_epoch}; last to be loaded: "
-            f"{len(rows)} images, {name(rows[0])} to {name(rows[-1])}"
+            f"{place}; last to be loaded: {len(rows)} images, {name(rows[0])} to {name(rows[-1])}"
         )
 
     def _run_info(self, folder: Path | None) -> RunInfo | None:
@@ -376,6 +382,9 @@ class Trainer:
         for model in models:
             self.processes.average_buffers(model)
         results = self.validation.evaluate(models, self._check_stop_only)
+        for result, subject in zip(results, ("the weights", "their EMA"), strict=False):
+            if not math.isfinite(result.loss):
+                logger.warning(no_number(result.loss, subject))
         return results[0], results[1] if self.step.ema is not None else None
 
     def _save(self, is_best: bool = False) -> None:

@@ -10,9 +10,11 @@ from PIL import Image
 
 from benchmarks.pillow_pixels import BY_DALI, GOOD, REFUSED, _Decoder, verdict
 from dali_rsb import DaliLoader
+from dali_rsb.dataset import open_index
 from dali_rsb.dataset.coded_data import is_cut_by_marker
 from dali_rsb.errors import UserError
 from dali_rsb.loader import bad_images
+from dali_rsb.loader.conversion import Conversions
 
 FORMS = {
     "baseline": {},
@@ -124,6 +126,21 @@ def test_what_pillow_decodes_all_the_same_has_its_pixels(tmp_path):
         assert sum(len(labels) for _, labels in loader) == 2
     pixels = np.asarray(Image.open(io.BytesIO(odd)))
     assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_the_size_that_a_file_states_counts_not_that_of_the_index(tmp_path, caplog):
+    # Pillow would make 12 GB of a JPEG that states 65,500 x 65,500 pixels.
+    folder = _write(tmp_path, "folder", {f"a/{i}.jpg": encoded(seed=i) for i in range(4)})
+    index = open_index(folder, progress=False)
+    large = encoded(90, 40)
+    index.path(2).write_bytes(large[:-2] + b"\xff\xfe\0\5abc" + large[-2:])
+    status = index.path(2).stat()
+    index.stamps[2] = (status.st_mtime_ns, status.st_size)  # as if nothing had changed
+    with _loader(index, on_bad_image="substitute", max_pixels=2000) as loader:
+        assert sum(len(labels) for _, labels in loader) == 4
+    assert [r.message for r in caplog.records if "2.jpg has 90 x 40 pixels" in r.message]
+    index.widths[2], index.heights[2] = 48, 40
+    assert not Conversions(index, 2000).convert_rejected(2)
 
 
 def test_each_image_is_read_to_its_end_once(tmp_path, monkeypatch):

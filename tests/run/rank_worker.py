@@ -40,8 +40,10 @@ def work(fault, timeout_s):
                 time.sleep(3 * timeout_s)
             if fault == "scan mistake" and this_process.is_first:
                 raise UserError("train is empty")
-        for update in range(8 if fault == "scan" else 10**9):
+        for update in range(8 if fault in ("scan", "wordless") else 10**9):
             this_process.note(lambda update=update: f"update {update}")
+            if fault == "wordless":
+                this_process.note(lambda: f"{1 / 0}")
             if update == 5 and this_process.rank == 1:
                 time.sleep(3 * BEAT_S)  # until rank 0 has heard of this update
                 _strike(fault)

@@ -80,6 +80,11 @@ def test_a_scan_may_take_longer_than_the_time_out(tmp_path):
     assert codes == [0, 0], said
 
 
+def test_a_rank_that_cannot_say_what_it_is_at_goes_on(tmp_path):
+    said, codes = _output(tmp_path, _pair(tmp_path, "wordless", timeout_s=2))
+    assert codes == [0, 0], said
+
+
 def test_killing_the_launcher_leaves_no_orphans(tmp_path):
     launcher = subprocess.Popen(
         [

@@ -10,11 +10,23 @@ from functools import partial
 import pytest
 import timm
 import torch
-from killed_runs import end, kill_at_event, kill_in_write, start, write_recipe
+from killed_runs import end, kill_at_event, kill_in_write, start, start_two, write_recipe
 
 from dali_rsb.config import load_config
-from dali_rsb.run.checkpoint import load_checkpoint
+from dali_rsb.run.checkpoint import DamagedCheckpointError, load_checkpoint
 
+PLACES = [
+    "indexing",
+    "building",
+    "warm-up",
+    "an update",
+    "the last update of an epoch",
+    "the last update of the run",
+    "evaluation",
+    "the end of an evaluation",
+    "a checkpoint",
+    "reporting an epoch",
+]
 TIMES = ("img_per_s", "data_wait_percent", "time_s")
 
 
@@ -103,6 +115,24 @@ def test_three_hundred_kills(recipe, undisturbed, tmp_path):
     _killed_runs(recipe, undisturbed, tmp_path, kills=300, seed=1)
 
 
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(recipe, undisturbed, tmp_path):
+    """A bit is flipped in each of 200 places of last.pt, and one of them meets a run."""
+    folder, generator = tmp_path / "run", random.Random(0)
+    stop = partial(_signal_at, "the last update of an epoch", signal.SIGTERM)
+    assert end(start(recipe, folder, stop)) == 143
+    path = folder / "last.pt"
+    good = path.read_bytes()
+    for place in generator.sample(range(len(good)), 200):
+        bad = bytearray(good)
+        bad[place] ^= 1 << generator.randrange(8)
+        path.write_bytes(bad)
+        with pytest.raises(DamagedCheckpointError):
+            load_checkpoint(path)
+    assert end(start(recipe, folder)) == 0
+    assert "last.pt is damaged" in (tmp_path / "run.0.out").read_text()
+    _assert_same(folder, undisturbed)
+
+
 def _signal_at(place, number):
     """Send this process a signal at a place of its run, the first time that it comes there."""
     from dali_rsb.evaluation import accuracy, validation
@@ -132,21 +162,7 @@ def _signal_at(place, number):
     setattr(module, name, signalling)
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "indexing",
-        "building",
-        "warm-up",
-        "an update",
-        "the last update of an epoch",
-        "the last update of the run",
-        "evaluation",
-        "the end of an evaluation",
-        "a checkpoint",
-        "reporting an epoch",
-    ],
-)
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_run_stopped_in_any_phase_loses_nothing(recipe, undisturbed, tmp_path, place, number):
     if place == "warm-up":
@@ -163,24 +179,13 @@ def test_a_run_stopped_in_any_phase_loses_nothing(recipe, undisturbed, tmp_path,
         _assert_same(folder, undisturbed)
 
 
-def _free_port():
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+TRACKED = ["tracking.trackers=tensorboard"]
 
 
-def _two(recipe, folder, prepare=None):
-    port = _free_port()
-    ranks = [{"rank": rank, "world_size": 2, "port": port} for rank in (0, 1)]
-    # Only the second process gets the signal: the first must hear of it.
-    tracked = ["tracking.trackers=tensorboard"]
-    both = [
-        start(recipe, folder, None if rank["rank"] == 0 else prepare, overrides=tracked, **rank)
-        for rank in ranks
-    ]
-    return [end(process) for process in both]
+def _two(recipe, folder, prepare=None, first=False):
+    # Only the second process gets the signal, and the first must hear of it; or the other way.
+    prepares = (prepare, None) if first else (None, prepare)
+    return [end(process) for process in start_two(recipe, folder, prepares, TRACKED)]
 
 
 @pytest.fixture(scope="module")
@@ -192,21 +197,59 @@ def undisturbed_pair(recipe, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "place", ["warm-up", "an update", "the last update of an epoch", "evaluation"]
+    ("place", "number"),
+    [
+        ("warm-up", signal.SIGTERM),
+        ("an update", signal.SIGTERM),
+        ("the last update of an epoch", signal.SIGTERM),
+        ("evaluation", signal.SIGTERM),
+        ("evaluation", signal.SIGUSR1),
+        *(
+            pytest.param(place, number, marks=pytest.mark.slow)
+            for place in PLACES
+            for number in (signal.SIGTERM, signal.SIGUSR1)
+        ),
+    ],
 )
-def test_two_processes_stop_though_one_is_asked(recipe, undisturbed_pair, tmp_path, place):
+def test_two_processes_stop_though_one_is_asked(recipe, undisturbed_pair, tmp_path, place, number):
     if place == "warm-up":
         recipe = tmp_path / "warm.yaml"
         text = (undisturbed_pair / "config.yaml").read_text()
         recipe.write_text(text.replace("warm_up: false", "warm_up: true"))
     folder = tmp_path / "run"
     start_s = time.monotonic()
-    codes = _two(recipe, folder, partial(_signal_at, place, signal.SIGTERM))
-    assert codes == [143, 143]
+    # The first process alone writes checkpoints.
+    codes = _two(recipe, folder, partial(_signal_at, place, number), place == "a checkpoint")
+    assert codes == [128 + number] * 2
     assert time.monotonic() - start_s < 60
     assert _two(recipe, folder) == [0, 0]
     if place != "warm-up":
         _assert_same(folder, undisturbed_pair)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signals_at_random_moments(recipe, undisturbed, undisturbed_pair, tmp_path, number):
+    """One and two processes, asked to stop at any moment, again and again, until they end."""
+    generator, num_stops = random.Random(int(number)), 0
+    for series in range(8):
+        two, folder = bool(series % 2), tmp_path / f"run-{series}"
+        for _ in range(6):
+            both = start_two(recipe, folder, overrides=TRACKED) if two else [start(recipe, folder)]
+            asked = generator.choice(both)
+            asked.join(generator.uniform(0.2, 6))
+            if asked.exitcode is None:
+                os.kill(asked.pid, number)
+            codes = [end(process) for process in both]
+            assert set(codes) <= {0, 128 + number, -number}, codes  # -: before it listened
+            num_stops += codes[0] != 0
+            if codes[0] == 0:
+                break
+        both = start_two(recipe, folder, overrides=TRACKED) if two else [start(recipe, folder)]
+        assert [end(process) for process in both] == [0] * len(both)
+        _assert_same(folder, undisturbed_pair if two else undisturbed)
+    print(f"{num_stops} stops")
 
 
 def test_a_run_goes_on_with_another_number_of_processes(recipe, undisturbed_pair, tmp_path):

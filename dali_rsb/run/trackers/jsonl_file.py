@@ -112,5 +112,5 @@ def _parsed(text: bytes) -> dict[str, Any] | None:
 
 
 def _json_value(value: Any) -> Any:
-    """JSON has no NaN: the loss where every update was skipped is null."""
-    return None if isinstance(value, float) and math.isnan(value) else value
+    """JSON has neither NaN nor inf: the loss where every update was skipped is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
