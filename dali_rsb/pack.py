@@ -18,7 +18,7 @@ import re
 import sys
 from pathlib import Path
 
-from dali_rsb.dataset import open_index
+from dali_rsb.dataset import DatasetIndex, open_index
 from dali_rsb.dataset.packing import (
     DEFAULT_QUALITY,
     PackOptions,
@@ -82,7 +82,8 @@ def main() -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="write nothing: say how many bytes the pack will take",
+        help="write nothing: say how many bytes the pack will take, and measure on some of the "
+        "images what this and other packs cost the CPUs",
     )
     parser.add_argument("--workers", type=int, metavar="N", help="threads")
     parser.add_argument("--index", type=Path, metavar="DIR", help="where to store SRC's index")
@@ -117,6 +118,7 @@ def main() -> None:
         if arguments.target is not None:
             check_room(expected, arguments.target)
         if arguments.dry_run:
+            _advise(index, arguments.target, options)
             return
         try:
             report = pack(index, arguments.target, options, workers)
@@ -124,6 +126,18 @@ def main() -> None:
             print("stopped; the same command goes on with the missing shards", file=sys.stderr)
             sys.exit(130)
     print(_describe(report, arguments.target))
+
+
+def _advise(index: DatasetIndex, target: Path | None, options: PackOptions) -> None:
+    """Measure what packs cost here, as A3 loads them."""
+    # Both take PyTorch and DALI, which packing does not need.
+    from dali_rsb.checks.machine.packs import print_advice
+    from dali_rsb.training.measuring import RecipeLoading
+
+    folder = None
+    if target is not None:
+        folder = next(each for each in target.expanduser().absolute().parents if each.exists())
+    print_advice(index, RecipeLoading.of_recipe("a3"), folder, options)
 
 
 def _describe(report: PackReport, target: Path) -> str:
