@@ -28,6 +28,7 @@ from benchmarks.roofline import add_card_arguments
 from dali_rsb.config import Config, load_config
 from dali_rsb.draws.order import epoch_length
 from dali_rsb.errors import UserError, run_command
+from dali_rsb.system.hours import hours
 
 IMAGENET_IMAGES, IMAGENET_VAL_IMAGES = 1_281_167, 50_000
 # What the authors of the recipes say, on 4 V100.
@@ -86,8 +87,8 @@ class Hours:
     @classmethod
     def of(cls, amount: Amount, rates: Rates) -> Hours:
         return cls(
-            amount.train_images / rates.train_img_per_s / 3600,
-            amount.eval_images / rates.eval_img_per_s / 3600,
+            hours(amount.train_images, rates.train_img_per_s),
+            hours(amount.eval_images, rates.eval_img_per_s),
             rates.start_up_s / 3600,
         )
 

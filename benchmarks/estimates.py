@@ -22,6 +22,7 @@ from benchmarks.roofline import (
 from benchmarks.traffic import Variant
 from dali_rsb.config import Config
 from dali_rsb.errors import UserError
+from dali_rsb.system.hours import img_per_s_of_cores
 
 # A training pass is a forward pass and a backward pass of twice its cost.
 PASSES_OF_TRAINING = 3
@@ -59,7 +60,7 @@ class Rates:
 
     def limited_by_cores(self, cores: int) -> Rates:
         """The same where `cores` decode for all of them; a JPEG engine would add to it."""
-        decoded = 1000 * cores / DECODE_MS
+        decoded = img_per_s_of_cores(DECODE_MS, cores)
         what = f"{cores} cores decode {decoded:.0f} img/s"
         if decoded < self.train_img_per_s:
             what = f"limited by the loader: {what}"

@@ -1,16 +1,19 @@
 """What a pack gains: bytes read, CPU time of reading and decoding, and our loader's rate on it.
 
     python -m benchmarks.packs FOLDER NAME=PACK ... [--rounds 9] [--output FILE]
+    python -m benchmarks.loader FOLDER --only packs
 
 The packs hold the images of FOLDER, such as `tiles=/packs/tiles` of `dali-rsb pack --tiles FOLDER
 /packs/tiles`. All are measured in alternation, with the same windows of the same images; everything
-lies in memory, so a disk or network that fewer bytes relieve is not in the rates.
+lies in memory, so a disk or network that fewer bytes relieve is not in the rates. The second form
+packs FOLDER by itself, as FFCV stores ImageNet, and measures beside FFCV.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -31,17 +34,28 @@ from benchmarks.loader import (
     our_samples,
     read_dataset,
 )
-from benchmarks.peers import LoaderTask
-from benchmarks.report import Work, new_report, report_progress, summarize, write_json
+from benchmarks.peers import LoaderTask, ffcv_loader
+from benchmarks.report import (
+    BatchCounts,
+    NotInstalledError,
+    Work,
+    new_report,
+    report_progress,
+    summarize,
+    write_json,
+)
+from dali_rsb.dataset import open_index
 from dali_rsb.dataset.index import DatasetIndex
-from dali_rsb.draws.samples import TrainSamples
+from dali_rsb.dataset.packing import PackOptions, pack
+from dali_rsb.dataset.raw.reading import read_window
+from dali_rsb.draws.samples import PreparedRun, TrainSamples
 from dali_rsb.errors import UserError, run_command
 from dali_rsb.system.cpus import available_cpus
 from pipelines.arguments import Decoding
-from pipelines.decoding import decode, read_images
+from pipelines.decoding import decode, nothing_decoded, read_images
 from pipelines.inputs import external_inputs
 from pipelines.training import train_inputs
-from pipelines.types import ImageSource
+from pipelines.types import IS_RAW, RAW_PLACE, ImageSource
 
 ORIGINALS = "originals"
 
@@ -55,27 +69,35 @@ def folder_bytes(folder: Path) -> int:
 def bytes_per_window(samples: TrainSamples, num_batches: int) -> float:
     """Mean bytes that reach the decoder for an image."""
     specs = endless_specs(samples)
-    sizes = [
-        _encoded_bytes(samples.index, samples.prepare(next(specs)).images)
-        for _ in range(num_batches)
-    ]
+    sizes = [_bytes_of(samples.index, samples.prepare(next(specs))) for _ in range(num_batches)]
     return float(np.concatenate(sizes).mean())
 
 
-def _encoded_bytes(index: DatasetIndex, arrays: Sequence[np.ndarray]) -> list[int]:
+def _bytes_of(index: DatasetIndex, run: PreparedRun) -> np.ndarray:
     if index.image_source == "encoded":
-        return [len(array) for array in arrays]
-    return [Path(array.tobytes().decode()).stat().st_size for array in arrays]
+        return run.read_bytes
+    return np.array([Path(path.tobytes().decode()).stat().st_size for path in run.images])
 
 
-# Inputs of a pipeline that decodes windows, beside the images.
-_DECODED_BY = ("size", "anchor", "shape")
+# Inputs of a pipeline that decodes windows, beside the images; the last one of raw packs alone.
+_DECODED_BY = ("size", "anchor", "shape", IS_RAW)
 
 
-@pipeline_def(num_threads=1, device_id=None, prefetch_queue_depth=1)
-def _window_graph(source: ImageSource) -> DataNode:
+@pipeline_def(num_threads=1, device_id=None, prefetch_queue_depth=1, enable_conditionals=True)
+def _window_graph(source: ImageSource, has_raw: bool) -> DataNode:
+    specs = train_inputs("roi", 0, source, "places" if has_raw else None)
     names = (source, *_DECODED_BY)
-    inputs = external_inputs([s for s in train_inputs("roi", 0, source) if s.name in names])
+    inputs = external_inputs([spec for spec in specs if spec.name in names])
+    if not has_raw:
+        images = _decoded(inputs)
+    elif inputs[IS_RAW]:
+        images = nothing_decoded("cpu")
+    else:
+        images = _decoded(inputs)
+    return images
+
+
+def _decoded(inputs: Mapping[str, DataNode]) -> DataNode:
     window = (inputs["anchor"], inputs["shape"])
     return decode(read_images(inputs), inputs["size"], Decoding(), window)
 
@@ -84,7 +106,7 @@ def cpu_ms_per_image(samples: Mapping[str, TrainSamples], rounds: int) -> dict[s
     """CPU time of a batch's preparation on the calling thread, and of decoding it, by dataset.
 
     Preparation draws the augmentations and, of tiles, puts small images together. Decoding reads,
-    page faults included, and decodes on one thread.
+    page faults included, and decodes on one thread; of images that are pixels it reads alone.
     """
     specs = {name: endless_specs(each) for name, each in samples.items()}
     graphs = {name: _graph(each) for name, each in samples.items()}
@@ -96,9 +118,13 @@ def cpu_ms_per_image(samples: Mapping[str, TrainSamples], rounds: int) -> dict[s
             start_s = time.thread_time()
             inputs = samples[name].prepare(spec).inputs
             prepare_ms[name].append(1000 * (time.thread_time() - start_s) / len(spec.indices))
-            fed = {key: inputs[key] for key in (*_DECODED_BY, samples[name].index.image_source)}
+            names = (*_DECODED_BY, samples[name].index.image_source)
+            fed = {key: inputs[key] for key in names if key in inputs}
             start_s = time.process_time()
             graphs[name].run(**fed)
+            if IS_RAW in inputs:
+                for place in inputs[RAW_PLACE][inputs[IS_RAW]].tolist():
+                    read_window(place)
             decode_ms[name].append(1000 * (time.process_time() - start_s) / len(spec.indices))
     return {
         name: {
@@ -113,7 +139,10 @@ def cpu_ms_per_image(samples: Mapping[str, TrainSamples], rounds: int) -> dict[s
 
 
 def _graph(samples: TrainSamples) -> Pipeline:
-    return _window_graph(samples.index.image_source, batch_size=samples.layout.batch_per_device)
+    index = samples.index
+    return _window_graph(
+        index.image_source, index.store.has_raw, batch_size=samples.layout.batch_per_device
+    )
 
 
 def rates_group(task: LoaderTask, data: Mapping[str, Path]) -> Group:
@@ -128,6 +157,60 @@ def rates_group(task: LoaderTask, data: Mapping[str, Path]) -> Group:
     packs = [name for name in data if name != ORIGINALS]
     comparisons = [RatePair(name, ORIGINALS) for name in packs]
     comparisons += [RatePair(f"{name}, plain", f"{ORIGINALS}, plain") for name in packs]
+    return Group(candidates, tuple(comparisons))
+
+
+# As FFCV stores ImageNet: half of the images as pixels with no side above 500 px, or all JPEGs of
+# quality 90; and at 256 px.
+STORED_AS = {
+    "tiles": PackOptions(tiles=True),
+    "500 px half raw": PackOptions(max_side=500, quality=90, raw=0.5),
+    "500 px half raw tiles": PackOptions(max_side=500, raw=0.5, tiles=True),
+    "256 px q90": PackOptions(max_side=256, quality=90),
+    "256 px q90 half raw": PackOptions(max_side=256, quality=90, raw=0.5),
+    "256 px raw": PackOptions(max_side=256, raw=1.0),
+}
+
+
+def packed_loader(task: LoaderTask, options: PackOptions) -> BatchCounts:
+    """Our loader on a pack of the task's images, in a folder for temporary files.
+
+    Raises:
+        NotInstalledError: tiles take jpegtran.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        index = open_index(task.data, Path(folder) / "index", progress=False)
+        target = Path(folder) / "pack"
+        try:
+            pack(index, target, options, progress=False)
+        except UserError as error:  # here a candidate less, no mistake
+            raise NotInstalledError(str(error)) from error
+        yield from our_loader(replace(task, data=target))
+
+
+def stored_group(task: LoaderTask) -> Group:
+    """Our loader on the files and on packs, without RandAugment also beside FFCV; and with it."""
+    plain = replace(task, randaugment=None)
+    candidates = {
+        "files plain": functools.partial(our_loader, plain),
+        "FFCV plain": functools.partial(ffcv_loader, plain),
+        "FFCV half raw plain": functools.partial(ffcv_loader, plain, share_raw=0.5),
+    }
+    candidates |= {
+        f"{name} plain": functools.partial(packed_loader, plain, options)
+        for name, options in STORED_AS.items()
+    }
+    comparisons = [RatePair(f"{name} plain", "files plain") for name in STORED_AS]
+    comparisons += [
+        RatePair("tiles plain", "FFCV plain"),
+        RatePair("500 px half raw plain", "FFCV half raw plain", target=1.0),
+        RatePair("500 px half raw tiles plain", "FFCV half raw plain"),
+    ]
+    if task.randaugment is not None:
+        candidates["files"] = functools.partial(our_loader, task)
+        for name, options in STORED_AS.items():
+            candidates[name] = functools.partial(packed_loader, task, options)
+        comparisons += [RatePair(name, "files") for name in STORED_AS]
     return Group(candidates, tuple(comparisons))
 
 

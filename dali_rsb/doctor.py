@@ -6,6 +6,7 @@ Exit code: 0 without problems, 1 with problems, 2 for a mistake in the command l
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -31,11 +32,19 @@ def main() -> None:
     parser = OptionsParser("doctor", __doc__)
     parser.add_argument("data", nargs="?", type=Path, help="folder of images or shards")
     parser.add_argument("--json", action="store_true", help="print a list of findings as JSON")
+    parser.add_argument(
+        "--packs", action="store_true", help="also measure which pack of DATA would pay, for A3"
+    )
     arguments = parser.parse_args()
+    if arguments.packs and arguments.data is None:
+        parser.error("--packs needs DATA")
     if arguments.data is not None and not arguments.data.is_dir():
         raise UserError(f"{arguments.data} is not a folder: give the folder of images or shards")
     findings = []
-    for finding in diagnose(arguments.data):
+    checks = diagnose(arguments.data)
+    if arguments.packs:
+        checks = itertools.chain(checks, _packs(arguments.data))
+    for finding in checks:
         findings.append(finding)
         if not arguments.json:
             print(format_finding(finding), flush=True)
@@ -121,6 +130,20 @@ def _data(data: Path | None, gpus: list[gpu.Gpu]) -> Iterator[Finding]:
     needed = storage.needed_rate(gpus, available_cpus())
     fits = sample.counted_all and machine.fits(memory, sample.total_bytes)
     yield storage.check_storage(data, reads, needed, fits)
+
+
+def _packs(data: Path) -> Iterator[Finding]:
+    """Measure which pack would pay; raises as `checks.machine.packs.advise`."""
+    # Not above: a machine without DALI is diagnosed too.
+    from dali_rsb.checks.machine.packs import advise, check_packs
+    from dali_rsb.dataset import open_index
+    from dali_rsb.training.measuring import RecipeLoading
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    advice = advise(open_index(data), RecipeLoading.of_recipe("a3"), tell=tell)
+    yield check_packs(data, advice)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ gets tar shards that WebDataset's programs read too, in a random order, and an i
 `data.train=DST` and `DaliLoader(DST)` read them like the folder: same images, same order, same
 augmentation for one seed. An interrupted pack goes on when the command is given again.
 
-    dali-rsb pack SRC DST [--tiles] [--max-side 400] [--quality 90]
+    dali-rsb pack SRC DST [--tiles] [--max-side 400] [--quality 90] [--raw 0.5]
+    dali-rsb pack SRC [DST] --dry-run [...]
     dali-rsb pack [SRC] --verify DST
 """
 
@@ -16,8 +17,16 @@ import sys
 from pathlib import Path
 
 from dali_rsb.config.options import OptionsParser
-from dali_rsb.dataset import open_index
-from dali_rsb.dataset.packing import DEFAULT_QUALITY, PackOptions, PackReport, pack, verify
+from dali_rsb.dataset import DatasetIndex, open_index
+from dali_rsb.dataset.packing import (
+    DEFAULT_QUALITY,
+    PackOptions,
+    PackReport,
+    check_room,
+    pack,
+    plan,
+    verify,
+)
 from dali_rsb.dataset.packing.pixels import verify_pixels
 from dali_rsb.dataset.reading import add_reading_arguments, reading_of_arguments
 from dali_rsb.errors import UserError, run_command
@@ -57,6 +66,20 @@ def main() -> None:
         help="cut JPEGs into tiles, losslessly, so that a crop is read and decoded without the "
         "rest of its image; for training sets",
     )
+    parser.add_argument(
+        "--raw",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="keep a share of the images (0 to 1) as pixels: nothing of a crop is decoded, and the "
+        "disk pays for it",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="write nothing: say how many bytes the pack will take, and measure on some of the "
+        "images what this and other packs cost the CPUs",
+    )
     parser.add_argument("--workers", type=int, metavar="N", help="threads")
     parser.add_argument("--index", type=Path, metavar="DIR", help="where to store SRC's index")
     add_reading_arguments(parser)
@@ -70,26 +93,46 @@ def main() -> None:
             num_images = verify_pixels(source, arguments.verify)
             print(f"{num_images:,} images have the pixels of those in {arguments.source}")
         return
-    if arguments.target is None:
-        parser.error("give SRC and DST, or --verify DST")
+    if arguments.source is None or (arguments.target is None and not arguments.dry_run):
+        parser.error("give SRC and DST, or SRC --dry-run, or --verify DST")
     options = PackOptions(
         shard_bytes=_parse_size(arguments.shard_size),
         seed=arguments.seed,
         max_side=_in_range("--max-side", arguments.max_side, 8, 65_500),
         quality=_in_range("--quality", arguments.quality, 1, 100),
         tiles=arguments.tiles,
+        raw=_share("--raw", arguments.raw),
     )
     if arguments.seed < 0:
         raise UserError(f"--seed {arguments.seed} is negative: give 0 or more")
     workers = _in_range("--workers", arguments.workers, 1, 1024)
     with console_messages():
         index = open_index(arguments.source, arguments.index, reading=reading)
+        expected = plan(index, options)
+        print(expected, flush=True)
+        if arguments.target is not None:
+            check_room(expected, arguments.target)
+        if arguments.dry_run:
+            _advise(index, arguments.target, options)
+            return
         try:
             report = pack(index, arguments.target, options, workers)
         except KeyboardInterrupt:
             print("stopped; the same command goes on with the missing shards", file=sys.stderr)
             sys.exit(130)
     print(_describe(report, arguments.target))
+
+
+def _advise(index: DatasetIndex, target: Path | None, options: PackOptions) -> None:
+    """Measure what packs cost here, as A3 loads them."""
+    # Both take PyTorch and DALI, which packing does not need.
+    from dali_rsb.checks.machine.packs import print_advice
+    from dali_rsb.training.measuring import RecipeLoading
+
+    folder = None
+    if target is not None:
+        folder = next(each for each in target.expanduser().absolute().parents if each.exists())
+    print_advice(index, RecipeLoading.of_recipe("a3"), folder, options)
 
 
 def _describe(report: PackReport, target: Path) -> str:
@@ -99,8 +142,9 @@ def _describe(report: PackReport, target: Path) -> str:
     ]
     if report.num_reencoded:
         lines += [
-            f"re-encoded {report.num_reencoded:,}: {_megabytes(report.bytes_before)} of images "
-            f"became {_megabytes(report.bytes_after)}",
+            f"{'made other pixels of' if report.num_raw else 're-encoded'} "
+            f"{report.num_reencoded:,}: {_megabytes(report.bytes_before)} of images became "
+            f"{_megabytes(report.bytes_after)}",
             "their pixels are not those of the originals: accuracy may change, and results cannot "
             "be compared digit for digit with those of the originals",
         ]
@@ -109,6 +153,8 @@ def _describe(report: PackReport, target: Path) -> str:
             f"cut {report.num_tiled:,} into tiles, with every pixel as it was: "
             f"{_megabytes(report.bytes_before)} became {_megabytes(report.bytes_after)}"
         )
+    if report.num_raw:
+        lines.append(f"kept {report.num_raw:,} as pixels, {_megabytes(report.raw_bytes)}")
     if report.not_tiled:
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in report.not_tiled.items())
         lines.append(f"kept {sum(report.not_tiled.values()):,} as they are: {reasons}")
@@ -126,6 +172,12 @@ def _parse_size(text: str) -> int:
     if match is None or match[2] not in _UNITS or float(match[1]) == 0:
         raise UserError(f"--shard-size {text} is no size: give bytes, or such as 500MB or 1GB")
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _share(name: str, value: float) -> float:
+    if not 0 <= value <= 1:  # nan too
+        raise UserError(f"{name} {value:g} is no share of the images: give 0 to 1")
+    return value
 
 
 def _in_range(name: str, value: int | None, least: int, most: int) -> int | None:

@@ -26,6 +26,7 @@ from functools import partial
 import torch
 
 from dali_rsb.checks.machine.jpeg_engine import count_jpeg_engines
+from dali_rsb.checks.machine.packs import print_advice
 from dali_rsb.config import Config
 from dali_rsb.config.arguments import ConfigParser
 from dali_rsb.dataset import DatasetIndex
@@ -43,6 +44,7 @@ from dali_rsb.training.assembly import (
     train_samples,
 )
 from dali_rsb.training.datasets import open_training
+from dali_rsb.training.measuring import RecipeLoading
 from dali_rsb.tuning.apart import MeasureApart
 from dali_rsb.tuning.search import LoaderDiedError, LoaderRate, Result, Search, Space
 from dali_rsb.tuning.settings import NAMES, given_settings, tuning_key
@@ -74,6 +76,11 @@ def main() -> None:
         default=1,
         help="processes that training will run on this machine, one for each GPU (%(default)s)",
     )
+    parser.add_argument(
+        "--packs",
+        action="store_true",
+        help="then measure which pack of the images would pay (dali-rsb pack), a minute or so",
+    )
     config, arguments = parser.read()
     if arguments.seconds < MIN_SECONDS:
         raise UserError(f"--seconds {arguments.seconds:g}: give at least {MIN_SECONDS:g}")
@@ -89,6 +96,8 @@ def main() -> None:
         except KeyboardInterrupt:
             print("interrupted: nothing was stored", file=sys.stderr)
             sys.exit(130)
+        if arguments.packs:
+            print_advice(open_training(config.data), RecipeLoading(config, alone.device))
 
 
 def tune(config: Config, this_process: Processes, seconds: float) -> Tuned:

@@ -12,6 +12,7 @@ from pipelines.types import (
     Decoder,
     HostResize,
     ImageSource,
+    RawInput,
 )
 
 
@@ -88,12 +89,14 @@ class TrainArguments(PipelineArguments):
         randaugment_layers: operations that may be applied to one image, one after the other.
         fill: colour (R, G, B) that geometric operations bring in.
         host_resize: resizes in place of DALI's operator; for a CPU pipeline only.
+        raw: how images that are stored as pixels come; "places" need a `host_resize`.
     """
 
     decode_mode: DecodeMode = "roi"
     randaugment_layers: int = 0
     fill: tuple[int, int, int] = IMAGENET_FILL
     host_resize: HostResize | None = None
+    raw: RawInput | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

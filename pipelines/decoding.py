@@ -129,26 +129,38 @@ def decode_shared(
         encoded = read_files(images) if are_paths else images
         decoded = decode(encoded, size, decoding)
     else:
-        pixel = np.zeros((1, 1, 3), np.uint8)  # never looked at
-        decoded = types.Constant(pixel, layout="HWC", device=decoding.device)
+        decoded = nothing_decoded(decoding.device)
     return fn.permute_batch(decoded, indices=source)
 
 
 @do_not_convert
+def nothing_decoded(device: str) -> DataNode:
+    """An image that is never looked at."""
+    return types.Constant(np.zeros((1, 1, 3), np.uint8), layout="HWC", device=device)
+
+
+@do_not_convert
 def resize_window_on_host(
-    images: DataNode, start: DataNode, end: DataNode, interpolation: DataNode, resize: HostResize
+    images: DataNode,
+    start: DataNode,
+    end: DataNode,
+    interpolation: DataNode,
+    resize: HostResize,
+    *places: DataNode,
 ) -> DataNode:
     """Resize windows by a function of the caller's; for CPU pipelines.
 
     Args:
         start, end: as in `resize_window`, in whole pixels.
         interpolation: a DALIInterpType for each image, as int32.
+        places: the input `raw_place`, if there is one.
     """
     return fn.python_function(
         images,
         start,
         end,
         interpolation,
+        *places,
         function=resize,
         batch_processing=True,
         output_layouts="HWC",

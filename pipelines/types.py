@@ -19,8 +19,15 @@ Decoder = Literal["host", "gpu"]
 # reads, or encoded images, such as parts of a shard.
 ImageSource = Literal["path", "encoded"]
 
-# Resizes a batch of windows on the host: (images, starts, ends, interpolations), each with one
-# array for each sample, -> resized images.
+# How windows of images that are stored as pixels come to a pipeline. "places": where they lie, for
+# the `HostResize` to read. "pixels": as arrays. None: there are none.
+RawInput = Literal["places", "pixels"]
+
+# The inputs of these: which rows they are, and the windows.
+IS_RAW, RAW_PLACE, PIXELS = "is_raw", "raw_place", "pixels"
+
+# Resizes a batch of windows on the host: (images, starts, ends, interpolations), and with
+# "places" these, each with one array for each sample, -> resized images.
 HostResize = Callable[..., Sequence[np.ndarray]]
 
 # Values of nvidia.dali.types.DALIInterpType; a test compares them.

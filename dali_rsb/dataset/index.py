@@ -114,6 +114,13 @@ class DatasetIndex:
         return "\n".join([self.name(i), *map(str, numbers)])
 
     @property
+    def encoded_bytes(self) -> npt.NDArray[np.int64] | None:
+        """Bytes of each image as it is stored, int64 [N], without a look at it; None if unknown."""
+        if self.stamps is None:
+            return self.store.num_bytes
+        return np.maximum(self.stamps[:, 1], 0)  # of a file that is missing there is none
+
+    @property
     def image_source(self) -> ImageSource:
         """Which image input of a DALI pipeline `image_arrays` is for."""
         return self.store.image_source
@@ -132,7 +139,7 @@ class DatasetIndex:
         """The inputs of a DALI pipeline for whole images: `image_arrays` and their sizes."""
         return {self.image_source: self.image_arrays(indices), "size": self.image_sizes(indices)}
 
-    def window_images(self, indices: Rows, windows: Windows) -> WindowImages:
+    def window_images(self, indices: Rows, windows: Windows, whole: bool = False) -> WindowImages:
         """What that input takes of some images to decode windows: see `ImageStore`."""
         widths, heights = self.widths[indices], self.heights[indices]
-        return self.store.window_images(indices, widths, heights, windows)
+        return self.store.window_images(indices, widths, heights, windows, whole)

@@ -8,13 +8,14 @@ from typing import Any
 
 from dali_rsb.dataset.folder import FOLDER
 from dali_rsb.dataset.list_file import LIST
+from dali_rsb.dataset.raw.store import RAW_SHARDS
 from dali_rsb.dataset.reading import Reading
 from dali_rsb.dataset.shards import SHARDS
 from dali_rsb.dataset.store import Contents, DatasetKind
 from dali_rsb.dataset.tiles.store import TILED_SHARDS
 
 # In the order in which they are asked; the last two take every folder and every file.
-KINDS = (TILED_SHARDS, SHARDS, FOLDER, LIST)
+KINDS = (RAW_SHARDS, TILED_SHARDS, SHARDS, FOLDER, LIST)
 
 
 def kind_of(root: Path) -> DatasetKind:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 CLASS_NAMES = "classes.txt"  # beside shards: the name of class i in line i
 
 _NUM_THREADS = 8
+_Opened = TypeVar("_Opened")
 _DEFAULT = Reading()
 
 
@@ -110,6 +111,10 @@ class ShardStore(ImageStore):
             yield self._maps.get(number) or self._open(number), start, start + length
 
     @property
+    def num_bytes(self) -> npt.NDArray[np.int64]:
+        return self.lengths
+
+    @property
     def repair(self) -> str:
         return "repair or remove it in the images that were packed, and pack again"
 
@@ -162,18 +167,30 @@ class ShardStore(ImageStore):
         return {}
 
     def _open(self, number: int) -> ShardMap:
+        pages = self._opened(number, _mapped)
+        self._maps[number] = ShardMap(pages, np.frombuffer(pages, np.uint8))
+        return self._maps[number]
+
+    def _opened(self, number: int, use: Callable[[BinaryIO], _Opened]) -> _Opened:
+        """What comes of a shard's open file, which is closed then.
+
+        Raises:
+            UserError: it cannot be opened.
+        """
         path = self.root / self.names[number]
         try:
             with path.open("rb") as file:
-                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                return use(file)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             fix = "restore the shard"
             if isinstance(error, OSError) and error.errno == errno.EMFILE:
                 fix = "allow more open files (ulimit -n) or pack larger shards (--shard-size)"
             raise UserError(f"cannot open {path} ({reason}): {fix}") from error
-        self._maps[number] = ShardMap(pages, np.frombuffer(pages, np.uint8))
-        return self._maps[number]
+
+
+def _mapped(file: BinaryIO) -> mmap.mmap:
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 _COLUMNS = ("numbers", "offsets", "lengths")  # the arrays with a row for each image

@@ -80,11 +80,13 @@ class ImageStore(abc.ABC):
 
     Attributes:
         kind: name of the `DatasetKind` that restores the store from a stored index.
+        has_raw: whether images may be stored as pixels (see `WindowImages.raw`).
         root: absolute folder or file that the keys are relative to.
         keys: what each image is called in there.
     """
 
     kind: ClassVar[str]
+    has_raw: ClassVar[bool] = False
     root: Path
     keys: Keys
 
@@ -112,6 +114,7 @@ class ImageStore(abc.ABC):
         widths: npt.NDArray[np.integer[Any]],
         heights: npt.NDArray[np.integer[Any]],
         windows: Windows,
+        whole: bool = False,
     ) -> WindowImages:
         """Encoded images that hold windows: those of `arrays`, or smaller ones if that is cheaper.
 
@@ -121,6 +124,7 @@ class ImageStore(abc.ABC):
             rows: [B].
             widths, heights: of the images in pixels, [B] each.
             windows: [B], inside the images.
+            whole: encoded images are not to be smaller ones.
         """
         sizes = np.stack([heights, widths, np.full(len(rows), 3)], axis=1).astype(np.int32)
         return WindowImages(self.arrays(rows), np.zeros((len(rows), 2), np.int64), sizes)
@@ -139,6 +143,11 @@ class ImageStore(abc.ABC):
     def repair(self) -> str:
         """What a user can do about an image that cannot be decoded."""
         return "repair or remove it"
+
+    @property
+    def num_bytes(self) -> npt.NDArray[np.int64] | None:
+        """Bytes of each encoded image, int64 [N]; None if they are not known here."""
+        return None
 
     def name(self, row: int) -> str:
         """What messages call an image, relative to the root."""

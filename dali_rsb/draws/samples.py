@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from dali_rsb.dataset import DatasetIndex
-from dali_rsb.dataset.windows import Windows
+from dali_rsb.dataset.raw.places import HEIGHT, ROW_BYTES
+from dali_rsb.dataset.windows import WindowImages, Windows
 from dali_rsb.draws.crops import CROP_UNIFORMS, EvalGeometry, random_resized_crop
 from dali_rsb.draws.erasing import ErasingDraws, ErasingPolicy
 from dali_rsb.draws.mixing import MixDraws, MixPolicy
@@ -25,7 +26,7 @@ from dali_rsb.draws.order import (
 )
 from dali_rsb.draws.philox import Draw, Stream, uniforms
 from dali_rsb.draws.randaugment import RandAugmentDraws, RandAugmentOperands, RandAugmentPolicy
-from pipelines.types import INTERPOLATIONS, DecodeMode
+from pipelines.types import INTERPOLATIONS, IS_RAW, RAW_PLACE, DecodeMode
 
 # Uniforms of the crop stream: the window, then flip and interpolation.
 FLIP, INTERPOLATION = CROP_UNIFORMS, CROP_UNIFORMS + 1
@@ -173,11 +174,22 @@ class PreparedRun:
         images: list[np.ndarray] = self.inputs["path" if "path" in self.inputs else "encoded"]
         return images
 
+    @property
+    def read_bytes(self) -> np.ndarray:
+        """Bytes that are read of each image, int64 [rows], where they come from shards."""
+        lengths = np.array([len(image) for image in self.images])
+        if IS_RAW not in self.inputs:
+            return lengths
+        places = self.inputs[RAW_PLACE]
+        rows = places[:, ROW_BYTES] * places[:, HEIGHT]
+        return np.where(self.inputs[IS_RAW], rows, lengths)
+
     def take_whole_images(self, rows: Sequence[int]) -> None:
         """Correct the inputs of rows whose images are replaced by whole ones."""
         if self.origins is not None and self.sizes is not None and len(rows):
             _move_windows(self.inputs, np.array(rows), self.origins[rows])
             self.inputs["size"][rows] = self.sizes[rows]
+            decode_raw(self.inputs, np.array(rows))
 
 
 @dataclass(frozen=True)
@@ -231,20 +243,18 @@ class TrainSamples:
 
         widths, heights = index.widths[indices], index.heights[indices]
         inputs: dict[str, Any] = self.transform.graph_inputs(draw, widths, heights)
-        origins = None
-        if self.transform.decode_mode == "shared":
-            inputs |= shared_decode_inputs(indices)
-            inputs |= index.image_inputs(indices)
-        else:
-            images = index.window_images(indices, _windows_of(inputs))
-            inputs |= {index.image_source: images.arrays, "size": images.sizes}
-            origins = images.origins
-            _move_windows(inputs, np.arange(len(indices)), -origins)
+        is_shared = self.transform.decode_mode == "shared"
+        images = index.window_images(indices, _windows_of(inputs), whole=is_shared)
+        inputs |= image_inputs(index, images)
+        if is_shared:
+            inputs |= shared_decode_inputs(indices, inputs.get(IS_RAW))
+        origins = images.origins
+        _move_windows(inputs, np.arange(len(indices)), -origins)
         mixes = tuple(self.mix_draws(spec) for spec in specs)
         erasings = tuple(self.erasing_draws(spec) for spec in specs)
         labels = np.asarray(index.labels[indices])
         operands = self.transform.kernel_operands(draw)
-        sizes = None if origins is None else index.image_sizes(indices)
+        sizes = index.image_sizes(indices)
         return PreparedRun(inputs, labels, mixes, erasings, origins, sizes, operands)
 
     def mix_draws(self, spec: BatchSpec) -> MixDraws | None:
@@ -311,11 +321,37 @@ def _move_windows(inputs: Mapping[str, np.ndarray], rows: np.ndarray, by_px: np.
         inputs[name][rows] += by_px.astype(np.float32)
 
 
-def shared_decode_inputs(indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Which rows decode, and which row's image each row takes; see pipelines.decoding."""
+def image_inputs(index: DatasetIndex, images: WindowImages) -> dict[str, Any]:
+    """The inputs of the training graph by which images come."""
+    inputs: dict[str, Any] = {index.image_source: images.arrays, "size": images.sizes}
+    if images.raw is not None:
+        inputs |= {IS_RAW: images.raw.is_raw, RAW_PLACE: images.raw.places}
+    return inputs
+
+
+def shared_decode_inputs(
+    indices: np.ndarray, is_raw: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Which rows decode, and which row's image each row takes; see pipelines.decoding.
+
+    Rows that are read as pixels, `is_raw`, share nothing.
+    """
     _, first, which = np.unique(indices, return_index=True, return_inverse=True)
-    source = first[which]
-    return {"is_first": source == np.arange(len(indices)), "source": source.astype(np.int32)}
+    rows, source = np.arange(len(indices)), first[which]
+    if is_raw is None:
+        is_raw = np.zeros(len(indices), np.bool_)
+    source = np.where(is_raw, rows, source)
+    return {"is_first": (source == rows) & ~is_raw, "source": source.astype(np.int32)}
+
+
+def decode_raw(inputs: Mapping[str, np.ndarray], rows: np.ndarray) -> None:
+    """Have rows decoded that were to be read as pixels."""
+    if IS_RAW not in inputs:
+        return
+    was_raw = rows[inputs[IS_RAW][rows]]
+    inputs[IS_RAW][was_raw], inputs[RAW_PLACE][was_raw] = False, -1
+    if "is_first" in inputs:
+        inputs["is_first"][was_raw] = True
 
 
 def replace_indices(spec: BatchSpec, replacements: dict[int, int]) -> BatchSpec:

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from nvidia.dali import Pipeline
 
+from dali_rsb.dataset.raw.reading import WindowReader
 from dali_rsb.draws.samples import EvalSamples, TrainSamples
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.cpu_resize import CpuResize
@@ -53,7 +54,13 @@ def train_loader(
         randaugment_layers=samples.transform.randaugment_layers,
         fill=fill,
     )
-    return _loader(samples, partial(_build_training, arguments), settings, device, bad_images, fill)
+    build = partial(_build_training, arguments)
+    if samples.index.store.has_raw:
+        # A CPU pipeline reads where it resizes, into memory that stays in the core's cache.
+        arguments = replace(arguments, raw="places" if arguments.device == "cpu" else "pixels")
+        build = partial(_build_training, arguments)
+    reader = WindowReader(settings.threads) if arguments.raw == "pixels" else None
+    return _loader(samples, build, settings, device, bad_images, fill, reader)
 
 
 def eval_loader(
@@ -93,6 +100,7 @@ def _loader(
     device: torch.device,
     bad_images: BadImages,
     fill: tuple[int, int, int] = IMAGENET_FILL,
+    reader: WindowReader | None = None,
 ) -> Loader:
     check_decode(settings.decode, device, nvimgcodec_version())
     # Errors alone. For each image that a decoder of the GPU hands to the CPU, nvImageCodec would
@@ -109,4 +117,5 @@ def _loader(
         settings.division.pipelines,
         fill,
         decodes_on_gpu=settings.decode != "host",
+        reader=reader,
     )

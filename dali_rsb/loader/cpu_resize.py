@@ -7,14 +7,16 @@ difference 0.02 levels instead of 0.17): it rounds in the same places. The GPU g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 
 import numpy as np
 import torch
 from nvidia.dali.pipeline import do_not_convert
 from torch.nn.functional import interpolate
 
+from dali_rsb.dataset.raw.reading import read_window
 from pipelines.types import INTERPOLATIONS
 
 _MODES = {code: name for name, code in INTERPOLATIONS.items()}
@@ -27,8 +29,11 @@ _PIECES_PER_THREAD = 4
 # thirds of the time.
 _MIN_THREADED_SIZE_PX = 96
 
+# An image, or what reads it.
+_Image = np.ndarray | Callable[[], np.ndarray]
+
 # Image, window (start y, start x, end y, end x), mode of interpolation, place of the result.
-_Sample = tuple[np.ndarray, list[int], str, torch.Tensor]
+_Sample = tuple[_Image, list[int], str, torch.Tensor]
 
 
 class CpuResize:
@@ -56,6 +61,7 @@ class CpuResize:
         starts: Sequence[np.ndarray],
         ends: Sequence[np.ndarray],
         interpolations: Sequence[np.ndarray],
+        places: Sequence[np.ndarray] = (),
     ) -> list[np.ndarray]:
         """Resize the windows of a batch.
 
@@ -63,6 +69,7 @@ class CpuResize:
             images: uint8 [H, W, 3] each.
             starts, ends: the window in whole pixels as float32 (y, x); swapped ends mirror.
             interpolations: a DALIInterpType each, as int32.
+            places: where images lie that are read here, see `RawWindows`; no others, if given.
 
         Returns:
             uint8 [size_px, size_px, 3] each.
@@ -71,7 +78,13 @@ class CpuResize:
         results = np.empty((batch, size_px, size_px, 3), np.uint8)
         windows = np.concatenate([np.stack(starts), np.stack(ends)], axis=1).astype(np.int64)
         modes = [_MODES[int(code)] for code in interpolations]
-        samples = list(zip(images, windows.tolist(), modes, torch.from_numpy(results), strict=True))
+        given: Sequence[_Image] = images
+        if len(places):
+            given = [
+                image if place[0] < 0 else partial(read_window, place)
+                for image, place in zip(images, np.stack(places).tolist(), strict=True)
+            ]
+        samples = list(zip(given, windows.tolist(), modes, torch.from_numpy(results), strict=True))
         if size_px < _MIN_THREADED_SIZE_PX:
             _resize_all(samples)
         else:
@@ -86,7 +99,8 @@ class CpuResize:
 
 @do_not_convert
 def _resize_all(samples: list[_Sample]) -> None:
-    for image, (start_y, start_x, end_y, end_x), mode, result in samples:
+    for given, (start_y, start_x, end_y, end_x), mode, result in samples:
+        image = given if isinstance(given, np.ndarray) else given()
         rows = slice(min(start_y, end_y), max(start_y, end_y))
         columns = slice(min(start_x, end_x), max(start_x, end_x))
         window = torch.from_numpy(np.ascontiguousarray(image[rows, columns]))

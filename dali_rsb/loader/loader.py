@@ -15,6 +15,7 @@ import torch
 from nvidia.dali import Pipeline
 from torch import Tensor
 
+from dali_rsb.dataset.raw.reading import WindowReader
 from dali_rsb.draws.mixing import MixDraws
 from dali_rsb.draws.samples import BatchSpec, PreparedRun, joined_indices, replace_indices
 from dali_rsb.loader.bad_images import BadImages
@@ -22,7 +23,7 @@ from dali_rsb.loader.batch import Batch, BatchMixing
 from dali_rsb.loader.executor import RoundRobin, is_failure_of_device
 from dali_rsb.loader.rand_augment import apply_operands
 from dali_rsb.loader.transfer import to_device
-from pipelines.types import IMAGENET_FILL
+from pipelines.types import IMAGENET_FILL, PIXELS, RAW_PLACE
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Loader:
         pipelines: how many pipelines serve round-robin (see `executor.Division`).
         fill: colour that geometric operations bring in, where they are left to the kernels.
         decodes_on_gpu: whether the pipelines use a decoder of the GPU, which may refuse images.
+        reader: reads images that are stored as pixels, where the pipelines take these.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Loader:
         pipelines: int = 1,
         fill: tuple[int, int, int] = IMAGENET_FILL,
         decodes_on_gpu: bool = False,
+        reader: WindowReader | None = None,
     ) -> None:
         self._samples = samples
         self._device = device
@@ -88,6 +91,7 @@ class Loader:
         self._batches_per_run = batches_per_run
         self._fill = fill
         self._decodes_on_gpu = decodes_on_gpu
+        self._reader = reader
 
     @property
     def prefetch(self) -> int:
@@ -136,8 +140,15 @@ class Loader:
         copied = conversions.substitute(prepared.images, joined_indices(specs))
         prepared.take_whole_images(copied)
         _check_windows(prepared.inputs)
-        self._runner.submit(prepared.inputs)
+        self._runner.submit(self._with_pixels(prepared.inputs))
         return _Run(asked, specs, prepared)
+
+    def _with_pixels(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The inputs with windows in place of where they lie, if the pipelines take those."""
+        if self._reader is None:
+            return inputs
+        others = {name: values for name, values in inputs.items() if name != RAW_PLACE}
+        return others | {PIXELS: self._reader.read(inputs[RAW_PLACE])}
 
     def _replaced(self, specs: tuple[BatchSpec, ...]) -> tuple[BatchSpec, ...]:
         return tuple(replace_indices(spec, self._bad_images.replacements) for spec in specs)

@@ -19,11 +19,13 @@ from dataclasses import replace
 import numpy as np
 
 from dali_rsb.dataset import DatasetIndex
+from dali_rsb.dataset.windows import Windows
 from dali_rsb.draws.samples import (
     BatchSpec,
     EvalSamples,
     PreparedRun,
     TrainSamples,
+    image_inputs,
     joined_indices,
 )
 from dali_rsb.errors import UserError
@@ -51,8 +53,10 @@ class WholeImages:
         index, indices = self._samples.index, joined_indices(specs)
         prepared = self._samples.prepare(*specs)
         size = np.stack([index.heights[indices], index.widths[indices]], axis=1)
+        nothing = np.zeros(len(indices), np.int64)
+        whole = Windows(nothing, nothing, *size.astype(np.int64).T)
         # Not the images of `prepared`, which may be no larger than their windows.
-        inputs = prepared.inputs | index.image_inputs(indices)
+        inputs = prepared.inputs | image_inputs(index, index.window_images(indices, whole, True))
         inputs |= {"start": np.zeros(size.shape, np.float32), "end": size.astype(np.float32)}
         if "anchor" in inputs:
             inputs |= {"anchor": np.zeros(size.shape, np.int32), "shape": size.astype(np.int32)}

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.dataset.opening import open_index
 from dali_rsb.dataset.packing.note import read_pack
-from dali_rsb.dataset.windows import Windows
+from dali_rsb.dataset.raw.reading import read_window
+from dali_rsb.dataset.windows import WindowImages, Windows
 from dali_rsb.errors import UserError
 from dali_rsb.system.cpus import available_cpus
 from dali_rsb.system.names import printable
@@ -80,16 +81,21 @@ def _has_pixels_of(packed: DatasetIndex, source: DatasetIndex, row: int) -> bool
     none = np.zeros(2, np.int64)
     try:
         images = packed.window_images(np.full(4, row), windows)
-        parts = enumerate(zip(images.arrays, images.origins, strict=True))
         return np.array_equal(_decoded(copy), pixels) and all(
             np.array_equal(
-                _part(_decoded(array.tobytes()), windows, number, origin),
+                _part(_pixels_of(images, number), windows, number, images.origins[number]),
                 _part(pixels, windows, number, none),
             )
-            for number, (array, origin) in parts
+            for number in range(4)
         )
     except Exception:  # Pillow's, or NumPy's on a damaged index
         return False
+
+
+def _pixels_of(images: WindowImages, number: int) -> npt.NDArray[np.uint8]:
+    if images.raw is not None and images.raw.is_raw[number]:
+        return read_window(images.raw.places[number].tolist())
+    return _decoded(images.arrays[number].tobytes())
 
 
 def _decoded(encoded: bytes) -> npt.NDArray[np.uint8]:

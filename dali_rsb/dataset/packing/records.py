@@ -106,10 +106,13 @@ class Record:
     def load(cls, path: Path) -> Record:
         """Read a record; raises what NumPy does on damaged files."""
         with np.load(path) as stored:
+            columns = stored["columns"]
+            if columns.shape[1:] != (len(COLUMNS),):
+                raise ValueError("a record of another version")
             return cls(
                 int(stored["num_bytes"]),
                 str(stored["sha256"]),
-                stored["columns"],
+                columns,
                 Tiles(*(stored[name] for name in TILE_ARRAYS)),
                 json.loads(str(stored["not_tiled"])),
             )
@@ -124,6 +127,7 @@ COLUMNS = (
     "bytes_before",
     "is_reencoded",
     "is_undecodable",
+    "is_raw",
 )
 
 

@@ -1,4 +1,4 @@
-"""Reads the images that are packed, ahead and in parallel; encodes or tiles them if asked to."""
+"""Reads the images that are packed, ahead and in parallel; encodes, decodes or tiles them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from dali_rsb.constants import MAX_PIXELS
 from dali_rsb.dataset.image_header import ImageFormat
 from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.dataset.packing.options import DEFAULT_QUALITY, PackOptions
+from dali_rsb.dataset.raw import layout as raw_layout
+from dali_rsb.dataset.raw.layout import chosen
 from dali_rsb.dataset.tiles.layout import CannotTileError, TileLayout
 from dali_rsb.dataset.tiles.transcoding import transcode
 from dali_rsb.errors import UserError
@@ -34,6 +37,7 @@ class Sample:
         width, height: in pixels.
         format: an `ImageFormat`.
         bytes_before: size of the encoded image before it was packed.
+        is_raw: whether `data` are pixels.
         layout: where its tiles lie, if it has any.
         not_tiled: why it has none though it should.
     """
@@ -46,6 +50,7 @@ class Sample:
     bytes_before: int
     is_reencoded: bool = False
     is_undecodable: bool = False
+    is_raw: bool = False
     layout: TileLayout | None = None
     not_tiled: str = ""
 
@@ -63,7 +68,7 @@ def read_ahead(
         waiting: deque[Future[Sample]] = deque()
         try:
             for row in rows.tolist():
-                waiting.append(pool.submit(_read, index, row, options))
+                waiting.append(pool.submit(read_sample, index, row, options))
                 if len(waiting) == _READ_AHEAD * num_workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -72,9 +77,14 @@ def read_ahead(
             pool.shutdown(cancel_futures=True)
 
 
-def _read(index: DatasetIndex, row: int, options: PackOptions) -> Sample:
+def read_sample(index: DatasetIndex, row: int, options: PackOptions) -> Sample:
+    """One image, encoded again, decoded or tiled as `options` say.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     sample = _encoded(index, row, options)
-    if not options.tiles:
+    if not options.tiles or sample.is_raw:
         return sample
     try:
         data, layout = transcode(sample.data)
@@ -94,23 +104,41 @@ def _encoded(index: DatasetIndex, row: int, options: PackOptions) -> Sample:
         ) from error
     width, height = int(index.widths[row]), int(index.heights[row])
     sample = Sample(row, data, width, height, int(index.formats[row]), len(data))
-    is_large = options.max_side is not None and max(width, height) > options.max_side
-    if not is_large and options.quality is None:
+    is_raw = bool(chosen([index.store.keys[row]], options.seed, options.raw)[0])
+    is_large = options.stored_size(width, height) != (width, height)
+    if not is_large and not is_raw and options.quality is None:
         return sample
+    if width * height > MAX_PIXELS and is_raw:
+        return sample  # no loader decodes it
     try:
-        return _reencoded(sample, options)
+        return _as_pixels(sample, options) if is_raw else _reencoded(sample, options)
     except Exception:  # Pillow's plugins raise nearly every type on damaged files
         return dataclasses.replace(sample, is_undecodable=True)
+
+
+def _as_pixels(sample: Sample, options: PackOptions) -> Sample:
+    image = raw_layout.decode(sample.data)
+    size = options.stored_size(*image.size)
+    is_smaller = size != image.size
+    if is_smaller:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    return dataclasses.replace(
+        sample,
+        data=raw_layout.encode(image),
+        width=size[0],
+        height=size[1],
+        format=int(ImageFormat.PNM),
+        is_reencoded=is_smaller,
+        is_raw=True,
+    )
 
 
 def _reencoded(sample: Sample, options: PackOptions) -> Sample:
     with Image.open(io.BytesIO(sample.data)) as opened:
         image = opened if opened.mode == "L" else opened.convert("RGB")
         image.load()
-    size = image.size
-    if options.max_side is not None and max(size) > options.max_side:
-        scale = options.max_side / max(size)
-        size = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+    size = options.stored_size(*image.size)
+    if size != image.size:
         image = image.resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=options.quality or DEFAULT_QUALITY)

@@ -45,6 +45,7 @@ from dali_rsb.dataset.packing.records import (
 )
 from dali_rsb.dataset.packing.samples import Sample, read_ahead
 from dali_rsb.dataset.packing.shard_writer import ShardWriter
+from dali_rsb.dataset.raw.store import RawStore
 from dali_rsb.dataset.shards import CLASS_NAMES, ShardStore
 from dali_rsb.dataset.storage import write_index
 from dali_rsb.dataset.tiles.layout import TileLayout, Tiles
@@ -112,8 +113,9 @@ def _digest(index: DatasetIndex, options: PackOptions) -> str:
     """What makes two packs the same: images and options, wherever the images lie."""
     digest, keys = hashlib.sha256(), index.store.keys
     chosen = dataclasses.asdict(options)
-    if not options.tiles:
-        del chosen["tiles"]  # unknown when the first packs were written, which still hold
+    for name in ("tiles", "raw"):
+        if not chosen[name]:
+            del chosen[name]  # unknown when the first packs were written, which still hold
     digest.update(json.dumps([PACK_VERSION, chosen, index.classes]).encode())
     for array in (
         keys.data,
@@ -258,7 +260,10 @@ def _write_index(
         by_name["length"].copy(),
     )
     tiles = Tiles.joined([record.tiles for record in records]).take(place_of_row)
-    if options.tiles:
+    is_raw = by_name["is_raw"] > 0
+    if options.raw > 0:
+        store = RawStore(**vars(store), tiles=tiles, is_raw=is_raw)
+    elif options.tiles:
         store = TiledStore(**vars(store), tiles=tiles)
     packed = dataclasses.replace(
         index,
@@ -282,6 +287,8 @@ def _write_index(
         bytes_after=int(by_name["length"].sum()),
         num_tiled=int((tiles.tile_widths > 0).sum()),
         not_tiled=dict(not_tiled.most_common()),
+        num_raw=int(is_raw.sum()),
+        raw_bytes=int(by_name["length"][is_raw].sum()),
     )
     effect = f"{report.num_reencoded:,} of {report.num_images:,} re-encoded, {options.encoding}"
     note = PackNote(

@@ -34,12 +34,15 @@ class TiledStore(ShardStore):
         widths: npt.NDArray[np.integer[Any]],
         heights: npt.NDArray[np.integer[Any]],
         windows: Windows,
+        whole: bool = False,
     ) -> WindowImages:
+        if whole:
+            return super().window_images(rows, widths, heights, windows)
         found = cut(self.tiles, rows, widths, heights, windows)
         is_cut = np.zeros(len(rows), np.bool_)
         is_cut[found.rows] = True
         # The kernel is told of all that is needed before the first byte is waited for.
-        whole = self.arrays(rows[~is_cut])
+        uncut = self.arrays(rows[~is_cut])
         images = []
         for (shard, start, end), parts in zip(
             self.places(rows[is_cut]), found.parts.tolist(), strict=True
@@ -47,7 +50,7 @@ class TiledStore(ShardStore):
             for part_start, part_end in parts:
                 shard.will_need(start + part_start, start + part_end)
             images.append(shard.data[start:end].data)
-        arrays: list[npt.NDArray[np.uint8]] = [*found.assemble(images), *whole]
+        arrays: list[npt.NDArray[np.uint8]] = [*found.assemble(images), *uncut]
         places = np.argsort(np.concatenate([found.rows, np.flatnonzero(~is_cut)]))
         arrays = [arrays[place] for place in places.tolist()]
         return WindowImages(arrays, found.origins, found.sizes)
