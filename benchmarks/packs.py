@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from benchmarks.loader import (
     endless_specs,
     group_tables,
     measure_group,
+    named_packs,
     our_loader,
     our_samples,
     read_dataset,
@@ -35,7 +36,7 @@ from benchmarks.peers import LoaderTask
 from benchmarks.report import Work, new_report, report_progress, summarize, write_json
 from dali_rsb.dataset.index import DatasetIndex
 from dali_rsb.draws.samples import TrainSamples
-from dali_rsb.errors import UserError, run_command
+from dali_rsb.errors import run_command
 from dali_rsb.system.cpus import available_cpus
 from pipelines.arguments import Decoding
 from pipelines.decoding import decode, read_images
@@ -131,14 +132,6 @@ def rates_group(task: LoaderTask, data: Mapping[str, Path]) -> Group:
     return Group(candidates, tuple(comparisons))
 
 
-def _named_packs(texts: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if not equals or not Path(path).is_dir():
-            raise UserError(f"{text} names no pack: give NAME=FOLDER, such as tiles=/packs/tiles")
-        yield name, Path(path).absolute()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.packs",
@@ -155,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of a timed section, at least")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     options = parser.parse_args(arguments)
-    data = {ORIGINALS: options.folder.absolute(), **dict(_named_packs(options.packs))}
+    data = {ORIGINALS: options.folder.absolute(), **dict(named_packs(options.packs))}
     task = LoaderTask(
         data[ORIGINALS], options.batch, options.size, options.randaugment, options.threads, "cpu"
     )
