@@ -241,7 +241,7 @@ def loader_group(task: LoaderTask, packs: Mapping[str, Path] | None = None) -> G
         "DALI stock plain": partial(dali_stock_loader, plain),
         "torchvision plain": partial(torchvision_loader, plain),
         "FFCV plain": partial(ffcv_loader, plain),
-        "FFCV half raw plain": partial(ffcv_loader, plain, share_raw=0.5),
+        "FFCV half raw plain": partial(ffcv_loader, plain, share_raw=0.5, max_side_px=500),
     }
     ours, *others = without
     comparisons = [RatePair(ours, other) for other in others]
