@@ -227,8 +227,12 @@ class Group:
     increments: tuple[tuple[str, str], ...] = ()
 
 
-def loader_group(task: LoaderTask) -> Group:
-    """Ours against the others, with RandAugment and without."""
+def loader_group(task: LoaderTask, packs: Mapping[str, Path] | None = None) -> Group:
+    """Ours against the others, with RandAugment and without.
+
+    Args:
+        packs: packs of the same images by name, which our loader alone reads.
+    """
     plain = replace(task, randaugment=None)
     without = {
         "dali_rsb plain": partial(our_loader, plain),
@@ -237,10 +241,16 @@ def loader_group(task: LoaderTask) -> Group:
         "DALI stock plain": partial(dali_stock_loader, plain),
         "torchvision plain": partial(torchvision_loader, plain),
         "FFCV plain": partial(ffcv_loader, plain),
-        "FFCV half raw plain": partial(ffcv_loader, plain, share_raw=0.5),
+        "FFCV half raw plain": partial(ffcv_loader, plain, share_raw=0.5, max_side_px=500),
     }
     first, *others = without
-    comparisons = (RatePair(first, other) for other in others)
+    comparisons = [RatePair(first, other) for other in others]
+    with_packs = {}
+    for name, path in (packs or {}).items():
+        here = replace(task, data=path)
+        without[f"dali_rsb {name} plain"] = partial(our_loader, replace(here, randaugment=None))
+        comparisons += [RatePair(f"dali_rsb {name} plain", other) for other in (first, *others)]
+        with_packs[f"dali_rsb {name}"] = partial(our_loader, here)
     if task.randaugment is None:
         return Group(without, tuple(comparisons))
     ours = {"dali_rsb": partial(our_loader, task)}
@@ -252,6 +262,7 @@ def loader_group(task: LoaderTask) -> Group:
     return Group(
         {
             **ours,
+            **with_packs,
             "timm": partial(timm_loader, task),
             "DALI rand_augment": partial(dali_loader, task),
             "DALI rand_augment n=1": partial(dali_loader, task, num_operations=1),
@@ -264,6 +275,7 @@ def loader_group(task: LoaderTask) -> Group:
             RatePair("dali_rsb", "DALI rand_augment n=1"),
             RatePair("dali_rsb", "torchvision"),
             *(RatePair(name, "dali_rsb") for name in ours if name != "dali_rsb"),
+            *(RatePair(name, other) for name in with_packs for other in ("dali_rsb", "timm")),
             *comparisons,
         ),
     )
@@ -341,6 +353,19 @@ def read_dataset(root: Path) -> dict[str, Any]:
         "mean_bytes": round(num_bytes / len(paths)),
         "sha256": files_checksum(digests),
     }
+
+
+def named_packs(texts: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Names and folders of packs, as `NAME=FOLDER` names them.
+
+    Raises:
+        UserError: one does not, or there is no such folder.
+    """
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or not Path(path).is_dir():
+            raise UserError(f"{text} names no pack: give NAME=FOLDER, such as tiles=/packs/tiles")
+        yield name, Path(path).absolute()
 
 
 def measure_group(
@@ -423,6 +448,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batches", type=int, default=8, help="of a timed section at least")
     parser.add_argument("--only", nargs="+", choices=list(GROUPS), default=_BY_DEFAULT)
+    parser.add_argument(
+        "--pack",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=PACK",
+        help="packs of the same images for our loader, in the group `loader`",
+    )
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     return parser.parse_args(arguments)
 
@@ -439,6 +472,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but PyTorch sees no GPU here; use --device cpu")
+    packs = dict(named_packs(options.pack))
     # A queue of two batches for each worker process is what timm and torch fill ahead.
     work = Work(options.seconds, options.batches, 2 * options.threads, round_to=options.threads)
     report = new_report(
@@ -451,13 +485,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "device": task.device,
             "rounds": options.repeats,
             "seconds": work.seconds,
+            "packs": sorted(packs),
         },
     )
     report["dataset"] = read_dataset(task.data)
     report["groups"] = {}
+    groups = GROUPS | {"loader": partial(loader_group, packs=packs)}
     for name in options.only:
         result = measure_group(
-            GROUPS[name](task), work, options.repeats, task.num_threads, report_progress
+            groups[name](task), work, options.repeats, task.num_threads, report_progress
         )
         report["groups"][name] = result
         report["settings"]["rounds"] = result["rounds"]

@@ -15,7 +15,7 @@ import argparse
 import functools
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from benchmarks.loader import (
     endless_specs,
     group_tables,
     measure_group,
+    named_packs,
     our_loader,
     our_samples,
     read_dataset,
@@ -194,7 +195,7 @@ def stored_group(task: LoaderTask) -> Group:
     candidates = {
         "files plain": functools.partial(our_loader, plain),
         "FFCV plain": functools.partial(ffcv_loader, plain),
-        "FFCV half raw plain": functools.partial(ffcv_loader, plain, share_raw=0.5),
+        "FFCV half raw plain": functools.partial(ffcv_loader, plain, share_raw=0.5, max_side_px=500),
     }
     candidates |= {
         f"{name} plain": functools.partial(packed_loader, plain, options)
@@ -214,14 +215,6 @@ def stored_group(task: LoaderTask) -> Group:
     return Group(candidates, tuple(comparisons))
 
 
-def _named_packs(texts: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if not equals or not Path(path).is_dir():
-            raise UserError(f"{text} names no pack: give NAME=FOLDER, such as tiles=/packs/tiles")
-        yield name, Path(path).absolute()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.packs",
@@ -238,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of a timed section, at least")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
     options = parser.parse_args(arguments)
-    data = {ORIGINALS: options.folder.absolute(), **dict(_named_packs(options.packs))}
+    data = {ORIGINALS: options.folder.absolute(), **dict(named_packs(options.packs))}
     task = LoaderTask(
         data[ORIGINALS], options.batch, options.size, options.randaugment, options.threads, "cpu"
     )

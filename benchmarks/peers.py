@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def dali_loader(task: LoaderTask, num_operations: int | None = None) -> BatchCou
     from nvidia.dali.data_node import DataNode
     from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
-    files, labels = _files_and_labels(task.data)
+    files, labels = files_and_labels(task.data)
 
     @pipeline_def(
         batch_size=task.batch,
@@ -172,7 +172,7 @@ def dali_stock_loader(task: LoaderTask) -> BatchCounts:
     from nvidia.dali.data_node import DataNode
     from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
-    files, labels = _files_and_labels(task.data)
+    files, labels = files_and_labels(task.data)
 
     @pipeline_def(
         batch_size=task.batch,
@@ -212,19 +212,25 @@ def _dali_random_crop(encoded: Any, task: LoaderTask) -> Any:
     return fn.resize(images, size=[task.size_px, task.size_px])
 
 
-def torchvision_loader(task: LoaderTask) -> BatchCounts:
+def torchvision_loader(task: LoaderTask, draws_filter: bool = False) -> BatchCounts:
     """torch's `DataLoader` on `ImageFolder` with torchvision's v2 transforms on PIL images.
 
     Its RandAugment, too, applies every operation always.
+
+    Args:
+        draws_filter: resize by bilinear or bicubic, drawn for each image as timm does, and not by
+            bilinear alone.
     """
     try:
         from torchvision.datasets import ImageFolder
-        from torchvision.transforms import v2
+        from torchvision.transforms import InterpolationMode, v2
     except ImportError as error:
         raise NotInstalledError("torchvision is not installed") from error
     from torch.utils.data import DataLoader, RandomSampler
 
-    transforms = [v2.RandomResizedCrop(task.size_px), v2.RandomHorizontalFlip()]
+    filters = [InterpolationMode.BILINEAR, InterpolationMode.BICUBIC][: 1 + draws_filter]
+    crops = [v2.RandomResizedCrop(task.size_px, interpolation=each) for each in filters]
+    transforms = [v2.RandomChoice(crops), v2.RandomHorizontalFlip()]
     if task.randaugment is not None:
         policy = RandAugmentPolicy.parse(task.randaugment)
         transforms.append(v2.RandAugment(policy.num_layers, _magnitude_bin(policy)))
@@ -242,51 +248,53 @@ def torchvision_loader(task: LoaderTask) -> BatchCounts:
     return count_images((images for images, _ in loader), task)
 
 
-def ffcv_loader(task: LoaderTask, share_raw: float = 0.0) -> BatchCounts:
+def ffcv_loader(
+    task: LoaderTask,
+    share_raw: float = 0.0,
+    max_side_px: int | None = None,
+    file: Callable[[], Path] | None = None,
+) -> BatchCounts:
     """FFCV's loader on FFCV's file: RandomResizedCrop and flip, as it has no RandAugment.
 
-    Its file holds images that it encoded again (quality 90, as in its settings for ImageNet), here
-    in a folder for temporary files. Each is decoded whole, then cropped and resized by OpenCV's
-    area filter.
+    Its file holds images that it encoded again (quality 90, as in its settings for ImageNet). Each
+    is decoded whole, then cropped and resized by OpenCV's area filter.
 
     Args:
         share_raw: share of the images that the file holds as pixels, not as JPEGs. FFCV's settings
             for ImageNet have one half, and no side above 500 px.
+        max_side_px: images are made smaller whose longer side is above it.
+        file: gives the file, if there is one already; else it is written to a temporary folder.
     """
     try:
-        from ffcv.fields import IntField, RGBImageField
         from ffcv.fields.basics import IntDecoder
         from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
         from ffcv.loader import Loader, OrderOption
         from ffcv.transforms import RandomHorizontalFlip, ToDevice, ToTensor
-        from ffcv.writer import DatasetWriter
-        from torchvision.datasets import ImageFolder
     except ImportError as error:
         raise NotInstalledError("FFCV is not installed") from error
+    from benchmarks.peer_formats import write_ffcv
 
-    encoding: dict[str, Any] = {"write_mode": "jpg"}
-    if share_raw:
-        encoding = {"write_mode": "proportion", "compress_probability": 1 - share_raw}
-        encoding["max_resolution"] = 500
-    dataset = ImageFolder(str(task.data), allow_empty=True)
     device = [] if task.device == "cpu" else [ToDevice(torch.device(task.device))]
     size_px = (task.size_px, task.size_px)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "images.beton"
-        fields = {"image": RGBImageField(jpeg_quality=90, **encoding), "label": IntField()}
-        writer = DatasetWriter(str(file), fields, num_workers=task.num_threads)
-        writer.from_indexed_dataset(dataset)
-        decoder = RandomResizedCropRGBImageDecoder(size_px)
+        path = Path(folder) / "images.beton" if file is None else file()
+        if file is None:
+            write_ffcv(task.data, path, max_side_px, share_raw)
         loader = Loader(
-            str(file),
+            str(path),
             batch_size=task.batch,
             num_workers=task.num_threads,
             os_cache=True,
             order=OrderOption.RANDOM,
-            indices=np.tile(np.arange(len(dataset)), 50),  # hardly a pause between epochs
+            indices=np.tile(np.arange(_num_images(path)), 50),  # hardly a pause between epochs
             drop_last=True,
             pipelines={
-                "image": [decoder, RandomHorizontalFlip(), ToTensor(), *device],
+                "image": [
+                    RandomResizedCropRGBImageDecoder(size_px),
+                    RandomHorizontalFlip(),
+                    ToTensor(),
+                    *device,
+                ],
                 "label": [IntDecoder(), ToTensor()],
             },
         )
@@ -296,11 +304,17 @@ def ffcv_loader(task: LoaderTask, share_raw: float = 0.0) -> BatchCounts:
         yield from count_images((batch[0] for batch in epochs), task)
 
 
+def _num_images(file: Path) -> int:
+    from ffcv.reader import Reader
+
+    return int(Reader(str(file)).num_samples)
+
+
 def _magnitude_bin(policy: RandAugmentPolicy) -> int:
     return round(policy.magnitude / FULL_MAGNITUDE * LAST_MAGNITUDE_BIN)
 
 
-def _files_and_labels(root: Path) -> tuple[list[str], list[int]]:
+def files_and_labels(root: Path) -> tuple[list[str], list[int]]:
     classes = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
     found = [(str(path), label) for label, name in enumerate(classes) for path in name.iterdir()]
     found.sort()

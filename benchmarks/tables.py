@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.loader_tables import peers_lines, profile_lines, scaling_lines
 from dali_rsb.checks.machine.software import DALI_DISTRIBUTIONS
 
 ROOT = Path(__file__).parent.parent
@@ -123,6 +124,18 @@ def _loader_table(group: Report, names: Mapping[str, str], title: str, first: st
             f"| {name} | {_spread(candidate['img_per_s'])} | {cpu['median']:.2f} | {factor} |"
         )
     return rows
+
+
+def _peers(report: Report) -> list[str]:
+    return peers_lines(report, _where(report))
+
+
+def _profile(report: Report) -> list[str]:
+    return profile_lines(report, _where(report))
+
+
+def _scaling(report: Report) -> list[str]:
+    return scaling_lines(report, _where(report))
 
 
 def _train(report: Report) -> list[str]:
@@ -268,6 +281,9 @@ def _where(report: Report) -> str:
 # For result files that share a table what they hold, and what writes it from those there are.
 TABLES: dict[tuple[str, ...], tuple[str, Callable[..., list[str]]]] = {
     ("loader_cpu",): ("the loader on a CPU", _loader),
+    ("peer_loaders_cpu",): ("the loader beside all others on a CPU", _peers),
+    ("loader_profile_cpu",): ("the profile of the loader on a CPU", _profile),
+    ("scaling_cpu",): ("the loader on more cores", _scaling),
     ("train_cpu",): ("training from end to end on a CPU", _train),
     ("mix_cpu", "loss_cpu", "optimizer_cpu"): ("the kernels' counterparts on a CPU", _references),
     ("outcome_parity_cpu",): ("outcomes beside timm's train.py", _outcomes),

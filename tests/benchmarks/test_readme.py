@@ -121,3 +121,59 @@ def test_every_result_has_its_table(tmp_path):
     missing = text.partition("Not measured yet: ")[2]
     assert "the loader on a GPU" in missing
     assert "the training step on a GPU" not in missing
+
+
+def test_the_loaders_results_have_their_tables(tmp_path):
+    rate = {"img_per_s": _rate(1000.0), "cpu_ms_per_img": _rate(1.5)}
+    settings = {"size_px": 160, "batch": 256, "randaugment": "rand-m6", "rounds": 5}
+    ratios = {"dali_rsb tiles plain / FFCV plain": _rate(1.25)}
+    of_step = {"us": _rate(100.0)}
+    results = {
+        "peer_loaders_cpu": {
+            "dataset": {"images": 2000},
+            "groups": {
+                "anything_goes": {
+                    "candidates": {
+                        "FFCV plain": rate | {"img_per_s": _rate(800.0)},
+                        "dali_rsb tiles plain": rate,
+                    },
+                    "ratios": ratios,
+                    "left_out": {"LitData plain": "it is not installed"},
+                }
+            },
+        },
+        "loader_profile_cpu": {
+            "steps": {"Python: draws": of_step, "reading": of_step | {"kernel_us": 40.0}},
+            "sums": {"all steps": 200.0, "the loader on 1 thread": 250.0},
+            "branches": {"AUTO_CONTRAST": of_step | {"of_an_image": 0.5, "us_of_an_image": 50.0}},
+        },
+        "scaling_cpu": {
+            "measured": {"2 cores": rate},
+            "validation": {
+                "2 cores": {"measured": 1000.0, "modelled": 1100, "error_percent": 10.0}
+            },
+            "estimates": {
+                "16 cores": {
+                    "default": 6000,
+                    "one_process": 7000,
+                    "best": 9000,
+                    "processes": 2,
+                    "pipelines": 4,
+                    "without_waiting": 10000,
+                }
+            },
+            "lock_limit_img_per_s": 14000,
+            "locked_us": 70.0,
+            "total_us": 1500.0,
+        },
+    }
+    for name, result in results.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"settings": settings} | result | WHERE))
+    text = tables.render(tmp_path)
+    assert "| loader | img/s | CPU ms/img | dali_rsb tiles against it |" in text
+    assert "| FFCV | 800 (799 to 801) | 1.50 | 1.25 x |" in text
+    assert "LitData: left out, it is not installed." in text
+    assert "| reading | 100 | 40.0 % | 40 |" in text
+    assert "| auto contrast | 100 | 0.500 | 50.0 |" in text
+    assert "| 2 | 1000 | 1.50 | 1100 | +10.0 % |" in text
+    assert "| 16 | 6,000 | 7,000 | 9,000 | 2 x 4 | 90 % |" in text
