@@ -174,15 +174,15 @@ def scale(
 ) -> dict[str, Any]:
     """All that the result file holds of the scaling."""
     few = sorted({1, task.num_threads})
-    candidates = {f"{n} cores": functools.partial(on_cores, task, n) for n in few}
+    candidates = {_named(n): functools.partial(on_cores, task, n) for n in few}
     measured = measure(candidates, work, num_rounds, task.num_threads, report_progress)
     costs = measured_costs(task, profile_rounds)
     validation = {}
     found = sections_as_json(measured.sections)
     for n in few:
         modelled = modelled_rate(costs, n, batch=task.batch)
-        rate = found[f"{n} cores"]["img_per_s"]["median"]
-        validation[f"{n} cores"] = {
+        rate = found[_named(n)]["img_per_s"]["median"]
+        validation[_named(n)] = {
             "measured": rate,
             "modelled": round(modelled),
             "error_percent": round(100 * (modelled / rate - 1), 1),
@@ -200,6 +200,10 @@ def scale(
         "validation": validation,
         "estimates": {f"{n} cores": estimates(costs, n, task.batch) for n in estimated},
     }
+
+
+def _named(cores: int) -> str:
+    return f"{cores} core{'s' * (cores > 1)}"
 
 
 def scaling_tables(result: Mapping[str, Any]) -> str:
