@@ -149,10 +149,11 @@ def _describe(report: PackReport, target: Path) -> str:
             "be compared digit for digit with those of the originals",
         ]
     if report.num_tiled:
-        lines.append(
-            f"cut {report.num_tiled:,} into tiles, with every pixel as it was: "
-            f"{_megabytes(report.bytes_before)} became {_megabytes(report.bytes_after)}"
-        )
+        line = f"cut {report.num_tiled:,} into tiles, with every pixel as it was"
+        if not report.num_raw:
+            before, after = _megabytes(report.bytes_before), _megabytes(report.bytes_after)
+            line += f": {before} became {after}"
+        lines.append(line)
     if report.num_raw:
         lines.append(f"kept {report.num_raw:,} as pixels, {_megabytes(report.raw_bytes)}")
     if report.not_tiled:

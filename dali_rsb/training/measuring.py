@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -46,7 +46,7 @@ class RecipeLoading:
     def samples(self, index: DatasetIndex) -> TrainSamples:
         """The images of an index, augmented as in training; all of them are one batch.
 
-        Images are not repeated, which takes more of them than a batch.
+        They are neither repeated, which takes more of them, nor mixed, which the model's side does.
 
         Raises:
             UserError: augment.backend cannot run.
@@ -59,4 +59,5 @@ class RecipeLoading:
             }
         )
         settings = LoaderSettings(threads=1)
-        return train_samples(alone, index, Processes(self.device), batch, settings)
+        samples = train_samples(alone, index, Processes(self.device), batch, settings)
+        return replace(samples, mixing=None)

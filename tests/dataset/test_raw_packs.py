@@ -113,8 +113,7 @@ def _equal(ours, theirs):
     )
 
 
-@pytest.mark.parametrize("repeats", [None, 3])
-@pytest.mark.parametrize("packed", ["raw", "half"])
+@pytest.mark.parametrize(("packed", "repeats"), [("raw", None), ("half", None), ("half", 3)])
 def test_an_epoch_is_that_of_the_folder(folder, packed, repeats, request):
     roots = (request.getfixturevalue(packed), folder)
     policy = "rand-m6-mstd0.5-inc1" if (packed, repeats) == ("half", None) else None

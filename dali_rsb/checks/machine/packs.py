@@ -322,7 +322,8 @@ class _Meter:
 
     def __init__(self, samples: TrainSamples, device: torch.device) -> None:
         settings = LoaderSettings.untuned(device, available_cpus())
-        self.loader: Loader = train_loader(samples, settings, device, BadImages(samples.index))
+        bad_images = BadImages(samples.index, max_fraction=1.0)  # a run will say what is too many
+        self.loader: Loader = train_loader(samples, settings, device, bad_images)
         self._samples = samples
         self._specs = itertools.chain.from_iterable(map(samples.specs, itertools.count()))
 

@@ -50,7 +50,8 @@ def read_window(place: Sequence[int]) -> _Pixels:
 class WindowReader:
     """Reads the windows of batches into arrays of their own, on some threads.
 
-    The memory of a batch is used again when nobody holds one of its arrays any more.
+    The memory of a batch is used again when nobody holds one of its arrays any more. It is
+    pageable: CUDA has taken what it copies from there before the copy's caller goes on.
     """
 
     def __init__(self, num_threads: int) -> None:
