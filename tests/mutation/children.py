@@ -1,10 +1,13 @@
 """Children of a process that has imported the slow packages, and nothing of the checkout."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -31,49 +34,63 @@ def warm() -> None:
         importlib.import_module(name)
 
 
-def run(task: Callable[[Path], int], limit_s: float, log: Path) -> tuple[int | None, float]:
-    """Run `task` in a child, which gets an empty folder; return its code (None: killed) and time.
+def run(task: Callable[[Path], int], limit_s: float, log: Path) -> Child:
+    """Run `task` in a child, which gets an empty folder; return it when it has ended.
 
     What it prints goes to `log`. Processes that it leaves are killed: they are of its group.
     """
-    began_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="fault", ignore_cleanup_errors=True) as folder:
-        child = os.fork()
-        if child == 0:
-            _be_child(task, Path(folder), log)
-        code = _wait(child, limit_s)
-    return code, time.monotonic() - began_s
+    child = Child(log)
+    if child.is_here:
+        code = 99
+        try:
+            code = task(child.folder)
+        except BaseException:
+            traceback.print_exc()
+        child.end(code)
+    while not child.poll(limit_s):
+        time.sleep(0.05)
+    return child
 
 
-def _be_child(task: Callable[[Path], int], folder: Path, log: Path) -> None:
-    code = 99
-    try:
-        os.setsid()
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        code = task(folder)
-    except BaseException:
-        traceback.print_exc()
-    finally:
+class Child:
+    """A child of this process, from the moment it is made: both go on from there."""
+
+    def __init__(self, log: Path) -> None:
+        self.began_s = time.monotonic()
+        self.folder = Path(tempfile.mkdtemp(prefix="fault"))
+        self._process = os.fork()
+        self.is_here = self._process == 0
+        if self.is_here:
+            os.setsid()
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+
+    def end(self, code: int) -> None:
+        """Leave, in the child."""
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
+    def poll(self, limit_s: float) -> bool:
+        """In the parent: whether it has ended, or was killed for having run longer than a limit.
 
-def _wait(child: int, limit_s: float) -> int | None:
-    until_s, code = time.monotonic() + limit_s, None
-    while code is None and time.monotonic() < until_s:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            code = os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    try:
-        os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
-        return code
-    if code is None:
-        os.waitpid(child, 0)
-    return code
+        Then `code` is its code, None if it was killed, and `taken_s` its time.
+        """
+        ended, status = os.waitpid(self._process, os.WNOHANG)
+        self.taken_s = time.monotonic() - self.began_s
+        if not ended and self.taken_s < limit_s:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process, signal.SIGKILL)
+        self.code = os.waitstatus_to_exitcode(status) if ended else None
+        if not ended:
+            os.waitpid(self._process, 0)
+        return True
+
+    def forget(self) -> None:
+        """Remove its folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def begin_server() -> None:

@@ -6,6 +6,7 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from pathlib import Path, PurePath
 
 from mutation.faults import Fault, faults
@@ -20,7 +21,7 @@ class Chosen:
     file: str
     number: int | str
     fault: Fault
-    tests: tuple[str, ...] = ()  # modules whose tests try it, whatever was recorded
+    tests: tuple[str, ...] = ()  # those that try it, whatever was recorded
 
     @property
     def name(self) -> str:
@@ -42,11 +43,13 @@ def choose(count: int, seed: int) -> list[Chosen]:
             if left := sorted(set(range(len(_faults_of(file)))) - taken[file]):
                 taken[file].add(draws.choice(left))
                 break
-    return [
+    chosen = [
         Chosen(file, number, _faults_of(file)[number])
         for file, numbers in taken.items()
         for number in sorted(numbers)
     ]
+    draws.shuffle(chosen)  # so that a part of them is a fair sample too
+    return chosen
 
 
 @cache
@@ -68,7 +71,7 @@ def known_faults() -> list[Chosen]:
         statement = around[-1].lineno
         texts = (known.what, known.new.strip())
         fault = Fault(line, statement, scope, "known", put=_nothing, texts=texts)
-        found.append(Chosen(known.file, f"known{number}", fault, known.tests))
+        found.append(Chosen(known.file, f"known{number}", fault, (f"tests/{known.test}",)))
     return found
 
 
@@ -105,29 +108,29 @@ class Tests:
         Then, as long as all together take less than `limit_s`, the others of the same modules: a
         result may be kept from one test to the next.
         """
+        if chosen.tests:
+            return list(chosen.tests)
         running = self._running(chosen) or self._of_file[chosen.file]
         modules = {test.partition("::")[0] for test in running}
         modules |= {test.partition("::")[0] for test in self.seconds if self._mirrors(chosen, test)}
-        modules |= set(chosen.tests)
-        best = {module: self._near(chosen.file, module) for module in modules}
-        quickest = {
-            module: min(s for test, s in self.seconds.items() if test.startswith(module))
-            for module in modules
-        }
+        near = {module: self._near(chosen.file, module) for module in modules}
+        quickest: dict[str, float] = {}
+        for test in running:
+            module = test.partition("::")[0]
+            quickest[module] = min(self.seconds[test], quickest.get(module, inf))
 
         def place(test: str) -> tuple[object, ...]:
             module = test.partition("::")[0]
             other = test not in running
-            return (other, -best[module], quickest[module], module, self.seconds[test])
+            return other, -near[module], quickest.get(module, 0.0), module, self.seconds[test]
 
         kept, used_s = [], 0.0
-        for test in sorted(
-            (test for test in self.seconds if test.partition("::")[0] in modules), key=place
-        ):
-            if used_s + self.seconds[test] <= limit_s or not kept:
+        of_modules = [test for test in self.seconds if test.partition("::")[0] in modules]
+        for test in sorted(of_modules, key=place):
+            if used_s + self.seconds[test] <= limit_s:
                 kept.append(test)
                 used_s += self.seconds[test]
-        return kept
+        return kept or sorted(of_modules, key=self.seconds.__getitem__)[:1]
 
     def _running(self, chosen: Chosen) -> set[str]:
         fault = chosen.fault

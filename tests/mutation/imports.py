@@ -28,14 +28,14 @@ def install() -> None:
 
     def get_code(self: SourceFileLoader, name: str) -> object:
         path = self.get_filename(name)
-        tree = _changed(path)
+        tree = changed_tree(path)
         return usual(self, name) if tree is None else compile(tree, path, "exec", dont_inherit=True)
 
     SourceFileLoader.get_code = get_code
     builtins.mutation_line = _Lines().note
 
 
-def _changed(path: str) -> ast.Module | None:
+def changed_tree(path: str) -> ast.Module | None:
     """The tree of a source that is to be changed; None for all others."""
     if not path.startswith(f"{ROOT}/"):
         return None

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ class Ordered:
     """Runs tests in a given order, each within several times its usual time; keeps who failed."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
-        self.order, self.failed = seconds, None
+        self.order = seconds
+        self.failed = ""  # name of the test, and in a second line why
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         place = {name: number for number, name in enumerate(self.order)}
@@ -21,16 +23,40 @@ class Ordered:
             (item for item in items if item.nodeid in place), key=lambda item: place[item.nodeid]
         )
         for item in items:
-            limit_s = max(30, 8 * self.order[item.nodeid])
-            item.add_marker(pytest.mark.timeout(limit_s), append=False)
+            _limit(item, self.order[item.nodeid])
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed and self.failed is None:
-            self.failed = report.nodeid
+        if report.failed and not self.failed:
+            self.failed = f"{report.nodeid}\n{_why(report)}"
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.failed and self.failed is None:
-            self.failed = report.nodeid
+        if report.failed and not self.failed:
+            self.failed = f"{report.nodeid}\n{_why(report)}"
+
+
+class Forking:
+    """In place of running the tests that were collected, forks a child for each fault.
+
+    Args:
+        fork: makes the children, one after the other. In each of them it returns the tests to run
+            with their usual seconds; None in the parent, in the end.
+    """
+
+    def __init__(self, fork: Callable[[pytest.Config], dict[str, float] | None]) -> None:
+        self.fork, self.failed = fork, ""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        names = self.fork(session.config)
+        if names is None:
+            return True
+        by_name = {item.nodeid: item for item in session.items}
+        session.items = [by_name[name] for name in names if name in by_name]
+        for item in session.items:
+            _limit(item, names[item.nodeid])
+        return None
+
+    pytest_runtest_logreport = Ordered.pytest_runtest_logreport
 
 
 class Recorder:
@@ -79,6 +105,16 @@ class _noted:  # noqa: N801 -- used like a function
 
     def __exit__(self, *_: object) -> None:
         os.environ["MUTATION_TEST"] = self.outer
+
+
+def _why(report: pytest.TestReport | pytest.CollectReport) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = str(report.longrepr) if crash is None else crash.message
+    return " ".join(text.split())[:160]
+
+
+def _limit(item: pytest.Item, usual_s: float) -> None:
+    item.add_marker(pytest.mark.timeout(max(200, 8 * usual_s)), append=False)
 
 
 def _key(fixturedef) -> str:
