@@ -16,10 +16,12 @@ Row = dict[str, Any]
 def write_report(rows: list[Row], known: list[Row], about: dict[str, Any]) -> None:
     """Write both files from the results of a run, the newest of each fault."""
     path = HERE / "report.json"
-    old = json.loads(path.read_text())["faults"] if path.exists() else []
+    old_report = json.loads(path.read_text()) if path.exists() else {"faults": []}
+    old = old_report["faults"]
+    about["remark"] = about.get("remark") or old_report.get("remark", "")
     verdicts = {_identity(row): row["verdict"] for row in old if "verdict" in row}
     for row in rows:
-        if row["status"] == "survived":
+        if row["status"] != "killed":
             row["verdict"] = verdicts.get(_identity(row), "")
     report = about | summary(rows) | {"known": known, "faults": rows}
     path.write_text(json.dumps(report, indent=1) + "\n")
@@ -27,7 +29,10 @@ def write_report(rows: list[Row], known: list[Row], about: dict[str, Any]) -> No
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:
-    """How many were tried, killed (a hang counts), survived, and are equivalent by verdict."""
+    """How many were tried, killed (a hang counts), survived, and are equivalent by verdict.
+
+    A hang is one on a quiet machine only: there, run what hangs once more.
+    """
     survivors = [row for row in rows if row["status"] == "survived"]
     equivalent = sum(row.get("verdict", "").startswith("equivalent") for row in survivors)
     killed = len(rows) - len(survivors)
@@ -44,8 +49,8 @@ def summary(rows: list[Row]) -> dict[str, Any]:
 
 
 def commit_of(root: Path) -> str:
-    """The commit whose sources were changed, and whether they differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    """The last commit that changed a source into which faults are put."""
+    command = ["git", "log", "-1", "--format=%h", "--", "dali_rsb", "pipelines"]
     return subprocess.check_output(command, cwd=root, text=True).strip()
 
 
@@ -63,11 +68,13 @@ def _page(report: dict[str, Any]) -> str:
         f"ones of its own folder first, up to {report['limit_s']:.0f} s of them. Not used: "
         f"{', '.join(report['left_out'])}.",
         "",
-        f"- killed: {report['killed']} of {report['tried']}, **{report['killed_percent']} %** "
-        f"(of them {report['hangs']} by their time limit);",
+        f"- killed: {report['killed']} of {report['tried']}, **{report['killed_percent']} %**; "
+        f"{report['hangs']} of them by the limit of time alone, which a busy machine exceeds too, "
+        "so that they may have survived;",
         f"- survived: {report['survived']}, of which {report['equivalent']} change nothing that "
         f"can be observed; without those, {report['killed_percent_without_equivalent']} % are "
         "killed.",
+        *([] if not report["remark"] else ["", report["remark"]]),
         "",
         "## Faults that were asked for by name",
         "",
@@ -75,7 +82,7 @@ def _page(report: dict[str, Any]) -> str:
         "|---|---|",
         *(f"| {row['before']} | {_by(row)} |" for row in report["known"]),
         "",
-        "## Survivors, each looked at",
+        "## Survivors",
         "",
         "| place | fault | what it means |",
         "|---|---|---|",
@@ -84,7 +91,8 @@ def _page(report: dict[str, Any]) -> str:
         if row["status"] == "survived":
             place = f"{row['name'].partition(':')[0]}:{row['line']}"
             change = f"{row['operator']}: `{_cell(row['before'])}` → `{_cell(row['after'])}`"
-            lines.append(f"| {place} | {change} | {_cell(row['verdict'])} |")
+            verdict = _cell(row["verdict"]) or f"not looked at; {row['tests']} tests tried it"
+            lines.append(f"| {place} | {change} | {verdict} |")
     return "\n".join(lines) + "\n"
 
 

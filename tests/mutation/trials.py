@@ -41,8 +41,7 @@ class Trials:
         Faults outside of functions are left.
         """
         imports.install()
-        files = {name.partition("::")[0] for name in self._tests.seconds}
-        files |= {name.partition("::")[0] for fault in self._asked for name in fault.tests}
+        files = {name.partition("::")[0] for fault in self._left() for name in self._names(fault)}
         forking = Forking(self._fork)
         arguments = [*sorted(files), *QUIET, "-x", f"--basetemp={folder}/pytest"]
         code = int(pytest.main(arguments, plugins=[forking]))
