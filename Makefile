@@ -1,5 +1,5 @@
 # What CI and contributors run, by name.
-.PHONY: setup test slow lint docs bench
+.PHONY: setup test slow mutants lint docs bench
 
 setup:  ## the tested versions and the checkout, into the active environment
 	pip install -c constraints.txt -e '.[test]'
@@ -10,6 +10,13 @@ test:  ## the suite, as CI runs it
 
 slow:  ## tests that take minutes each
 	python -m pytest -m slow --timeout 7200
+
+N ?= 300
+SEED ?= 1
+mutants:  ## put N faults in, count those that the tests notice; goes on where it was stopped
+	PYTHONPATH=.:tests python -m mutation record
+	PYTHONPATH=.:tests python -m mutation run --count $(N) --seed $(SEED) --jobs 2
+	PYTHONPATH=.:tests python -m mutation report --count $(N) --seed $(SEED)
 
 lint:  ## style, types, who imports whom, spelling
 	ruff check .

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dali_rsb.config import Config, load_config, override_config
 from dali_rsb.config.mistakes import SYNONYMS
 from dali_rsb.config.sections import all_keys, sections
+from dali_rsb.config.yaml_text import short, short_line
 from dali_rsb.errors import UserError
 
 A3 = ROOT / "configs" / "a3.yaml"
@@ -219,3 +220,20 @@ def test_images_of_ones_own_in_place_of_the_digits():
     assert "set data.digits=null" in _refusal(quickstart, own)
     config = load_config(quickstart, [*own, "data.digits=null"])
     assert (config.data.train.name, config.data.digits) == ("photos", None)
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "a\\b", "a\nb"])
+def test_a_run_has_a_name_that_stays_in_its_folder(name):
+    with pytest.raises(UserError, match="printable name without slashes"):
+        override_config({"name": name})
+
+
+def test_what_is_quoted_fits_its_limit():
+    assert short("x" * 30, 20) == "'" + "x" * 16 + "..."
+    assert short("x" * 18, 20) == repr("x" * 18)
+    assert short_line("one\n  line " * 30, 50) == ("one line " * 30)[:47] + "..."
+    assert short([1, 2, 3]) == "[1, 2, 3]"
+    assert short([1, 2, 3, 4]) == "[1, 2, 3, ...]"
+    assert short([1, [2]]) == "[1, ...]"
+    assert short({"a": 1}) == "a mapping of 1 keys"
+    assert short(2**200) == "a number of 201 bits"

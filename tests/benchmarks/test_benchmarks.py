@@ -385,7 +385,7 @@ def test_what_is_complete_when_time_is_up_is_kept():
 
 
 def test_summaries_and_pairwise_ratios():
-    assert report.summarize([3.0, 1.0, 2.0]) == report.Summary(2.0, 1.0, 3.0, (3.0, 1.0, 2.0))
+    assert report.summarize([9.0, 1.0, 2.0]) == report.Summary(2.0, 1.0, 9.0, (9.0, 1.0, 2.0))
     ours = [report.Section(1, 1, number, 1) for number in (100, 300)]
     theirs = [report.Section(1, 1, number, 1) for number in (50, 100)]
     assert report.ratios(ours, theirs).runs == (2.0, 3.0)

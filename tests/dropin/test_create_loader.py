@@ -17,6 +17,8 @@ from timm.data.loader import PrefetchLoader  # noqa: E402
 from timm.data.loader import create_loader as timms_create_loader  # noqa: E402
 
 from dali_rsb import UserError, create_loader  # noqa: E402
+from dali_rsb.draws.erasing import ErasingPolicy  # noqa: E402
+from dali_rsb.draws.mixing import MixPolicy  # noqa: E402
 from dali_rsb.dropin.timm_loader import TimmLoader  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -424,3 +426,41 @@ def test_mistakes_are_told(dataset, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm.data.loader", None)
     with pytest.raises(UserError, match=r"no_aug=True and timm, which does, is not installed"):
         create_loader(dataset, 24, 4, no_aug=True, is_training=True, device=CPU)
+
+
+def test_settings_are_those_that_were_given(dataset):
+    """None of them is timm's default, so that none can stand in for another."""
+    collate = _mixup(
+        mixup_alpha=0.3,
+        cutmix_alpha=0.7,
+        cutmix_minmax=None,
+        prob=0.6,
+        switch_prob=0.2,
+        mode="pair",
+        label_smoothing=0.05,
+        num_classes=4,
+    )
+    options = {"hflip": 0.1, "vflip": 0.4, "scale": [0.3, 0.9], "ratio": [0.5, 1.5]}
+    erasing = {"re_prob": 0.35, "re_mode": "pixel", "re_count": 3, "re_split": True}
+    loader = create_loader(dataset, 32, 4, collate_fn=collate, **RECIPE | options | erasing)
+    made = loader._preprocessing
+    assert made.mixing == MixPolicy(0.3, 0.7, 0.6, 0.2, "pair", partners="ends")
+    assert made.erasing == ErasingPolicy(0.35, "pixel", 3, num_splits=2)
+    assert (made.num_classes, made.label_smoothing) == (4, 0.05)
+    transform = made.transform
+    assert (transform.hflip, transform.vflip, transform.size_px) == (0.1, 0.4, 32)
+    assert (transform.scale, transform.ratio) == ((0.3, 0.9), (0.5, 1.5))
+    assert (transform.interpolation, transform.decode_mode) == ("random", "roi")
+    collate = _mixup(cutmix_minmax=[0.2, 0.8], mixup_alpha=0.0)
+    plain = create_loader(dataset, 32, 4, collate_fn=collate, **RECIPE)._preprocessing
+    assert plain.mixing.cutmix_minmax == (0.2, 0.8)
+    assert plain.erasing is None
+    assert (plain.transform.hflip, plain.transform.vflip) == (0.5, 0.0)
+
+
+@pytest.mark.usefixtures("second_of_two")
+def test_processes_draw_at_positions_of_their_own(many):
+    dataset = timm_data.create_dataset("", str(many))
+    loader = create_loader(dataset, 8, 16, distributed=True, **RECIPE)
+    specs = list(loader._specs(0, 0, loader.sampler.indices()))
+    assert [spec.positions for spec in specs[:2]] == [range(1, 32, 2), range(33, 64, 2)]

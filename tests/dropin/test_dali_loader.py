@@ -301,6 +301,13 @@ def test_a_loop_that_sets_the_epoch_it_resumes_goes_on_in_the_middle(folder):
     assert lengths == [30, 50]
 
 
+def test_another_epoch_than_the_resumed_one_is_whole(folder):
+    loader = DaliLoader(folder, 10, train=True, **RAW)
+    loader.load_state_dict({"epoch": 3, "num_samples": 20, "seed": 0})
+    loader.set_epoch(5)
+    assert len(_epoch(loader)) == 50
+
+
 def test_a_weighted_sampler_balances_classes(folder):
     targets = DaliLoader(folder, 8, **RAW).dataset.targets
     weights = (1 / np.bincount(targets))[targets]

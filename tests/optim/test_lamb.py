@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dali_rsb.kernels import lamb as twin
 from dali_rsb.models import create_model
 from dali_rsb.optim import Lamb
+from dali_rsb.optim.lamb import _same_order
 
 # ResNet-like: together more than one CPU bucket; the last two are not decayed.
 SHAPES = [(64, 3, 7, 7), (128, 64, 3, 3), (256, 128, 3, 3), (256, 64, 1, 1), (100, 256)]
@@ -575,3 +576,14 @@ def test_step_converts_no_tensor_to_a_number(monkeypatch, amp):
     for method in ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__"):
         monkeypatch.setattr(torch.Tensor, method, read)
     optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("strides", "others", "same"),
+    [((3, 1), (3, 1), True), ((1, 2), (3, 1), False), ((9, 1), (3, 1), False)],
+)
+def test_elements_of_one_order_may_be_stepped_over_alike(strides, others, same):
+    ours, theirs = (torch.empty_strided((2, 3), each) for each in (strides, others))
+    assert _same_order(ours, theirs) is same
+    wide, narrow = torch.empty_strided((1, 3), (7, 1)), torch.empty_strided((1, 3), (3, 1))
+    assert _same_order(wide, narrow)  # nobody steps along a side of one

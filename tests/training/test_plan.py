@@ -44,3 +44,8 @@ def test_the_assumed_speed_follows_the_model():
 def test_a_plan_that_cannot_be_is_one_line(arguments, fix):
     with pytest.raises(UserError, match=fix):
         describe_plan(load_config(A3, []), *arguments)
+
+
+def test_hours_of_a_slow_device():
+    text = describe_plan(load_config(A3, []), 64, img_per_s=1)
+    assert f"about {62_500 * 2048 / 64 / 3600:.2f} h" in text

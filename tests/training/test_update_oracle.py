@@ -68,7 +68,8 @@ def test_updates_equal_timms(digits, accumulation):
         ],
     )
     trainer = build_trainer(config, Processes(torch.device("cpu")))
-    step = trainer.step
+    step, validation = trainer.step, trainer.validation
+    assert (validation.mean, validation.std) == (IMAGENET_MEAN, IMAGENET_STD)
     step.model.train()
 
     model = timm.create_model("resnet18", num_classes=CLASSES)

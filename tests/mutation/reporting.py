@@ -1,0 +1,105 @@
+"""The committed report: `report.json` with every fault tried, and `report.md` for people.
+
+What a person found on looking at a survivor stands in `report.json` as its `verdict`, and is kept
+when the report is written anew.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+Row = dict[str, Any]
+
+
+def write_report(rows: list[Row], known: list[Row], about: dict[str, Any]) -> None:
+    """Write both files from the results of a run, the newest of each fault."""
+    path = HERE / "report.json"
+    old_report = json.loads(path.read_text()) if path.exists() else {"faults": []}
+    old = old_report["faults"]
+    about["remark"] = about.get("remark") or old_report.get("remark", "")
+    verdicts = {_identity(row): row["verdict"] for row in old if "verdict" in row}
+    for row in rows:
+        if row["status"] != "killed":
+            row["verdict"] = verdicts.get(_identity(row), "")
+    report = about | summary(rows) | {"known": known, "faults": rows}
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    (HERE / "report.md").write_text(_page(report))
+
+
+def summary(rows: list[Row]) -> dict[str, Any]:
+    """How many were tried, killed (a hang counts), survived, and are equivalent by verdict.
+
+    A hang is one on a quiet machine only: there, run what hangs once more.
+    """
+    survivors = [row for row in rows if row["status"] == "survived"]
+    equivalent = sum(row.get("verdict", "").startswith("equivalent") for row in survivors)
+    killed = len(rows) - len(survivors)
+    return {
+        "tried": len(rows),
+        "killed": killed,
+        "survived": len(survivors),
+        "equivalent": equivalent,
+        "killed_percent": round(100 * killed / max(1, len(rows)), 1),
+        "killed_percent_without_equivalent": round(
+            100 * killed / max(1, len(rows) - equivalent), 1
+        ),
+    }
+
+
+def commit_of(root: Path) -> str:
+    """The last commit that changed a source into which faults are put."""
+    command = ["git", "log", "-1", "--format=%h", "--", "dali_rsb", "pipelines"]
+    return subprocess.check_output(command, cwd=root, text=True).strip()
+
+
+def _identity(row: Row) -> tuple[str, str, str]:
+    return row["name"].partition(":")[0], row["before"], row["after"]
+
+
+def _page(report: dict[str, Any]) -> str:
+    lines = [
+        "# Faults put in, and which the tests notice",
+        "",
+        f"`make mutants` with N={report['count']} and SEED={report['seed']}, sources of commit "
+        f"{report['commit']}. Faults of `dali_rsb/` without its kernels and of `pipelines/`, at "
+        "even steps through all files; each was tried by the tests that run its statement, fast "
+        f"ones of its own folder first, up to {report['limit_s']:.0f} s of them. Not used: "
+        f"{', '.join(report['left_out'])}.",
+        "",
+        f"- killed: {report['killed']} of {report['tried']}, **{report['killed_percent']} %**; "
+        f"{report['hangs']} of them by the limit of time alone, which a busy machine exceeds too, "
+        "so that they may have survived;",
+        f"- survived: {report['survived']}, of which {report['equivalent']} change nothing that "
+        f"can be observed; without those, {report['killed_percent_without_equivalent']} % are "
+        "killed.",
+        *([] if not report["remark"] else ["", report["remark"]]),
+        "",
+        "## Faults that were asked for by name",
+        "",
+        "| fault | killed by |",
+        "|---|---|",
+        *(f"| {row['before']} | {_by(row)} |" for row in report["known"]),
+        "",
+        "## Survivors",
+        "",
+        "| place | fault | what it means |",
+        "|---|---|---|",
+    ]
+    for row in report["faults"]:
+        if row["status"] == "survived":
+            place = f"{row['name'].partition(':')[0]}:{row['line']}"
+            change = f"{row['operator']}: `{_cell(row['before'])}` → `{_cell(row['after'])}`"
+            verdict = _cell(row["verdict"]) or f"not looked at; {row['tests']} tests tried it"
+            lines.append(f"| {place} | {change} | {verdict} |")
+    return "\n".join(lines) + "\n"
+
+
+def _by(row: Row) -> str:
+    name = row["by"].removeprefix("tests/") or "time limit"
+    return "**survived**" if row["status"] == "survived" else f"`{_cell(name)}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("`", "'")
