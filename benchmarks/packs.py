@@ -195,7 +195,9 @@ def stored_group(task: LoaderTask) -> Group:
     candidates = {
         "files plain": functools.partial(our_loader, plain),
         "FFCV plain": functools.partial(ffcv_loader, plain),
-        "FFCV half raw plain": functools.partial(ffcv_loader, plain, share_raw=0.5, max_side_px=500),
+        "FFCV half raw plain": functools.partial(
+            ffcv_loader, plain, share_raw=0.5, max_side_px=500
+        ),
     }
     candidates |= {
         f"{name} plain": functools.partial(packed_loader, plain, options)

@@ -103,7 +103,7 @@ def streaming_loader(
 
     transform = image_transform(task, pixels, draws_filter)
 
-    class Images(StreamingDataset):  # type: ignore[misc]
+    class Images(StreamingDataset):
         def __getitem__(self, at: Any) -> Any:
             sample = super().__getitem__(at)
             return transform(sample["image"]), sample["label"]

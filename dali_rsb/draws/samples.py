@@ -28,6 +28,8 @@ from dali_rsb.draws.philox import Draw, Stream, uniforms
 from dali_rsb.draws.randaugment import RandAugmentDraws, RandAugmentOperands, RandAugmentPolicy
 from pipelines.types import INTERPOLATIONS, IS_RAW, RAW_PLACE, DecodeMode
 
+RandAugmentBy = Literal["pipeline", "kernels"]
+
 # Uniforms of the crop stream: the window, then flip and interpolation.
 FLIP, INTERPOLATION = CROP_UNIFORMS, CROP_UNIFORMS + 1
 
@@ -57,7 +59,7 @@ class TrainTransform:
     decode_mode: DecodeMode = "roi"
     vflip: float = 0.0
     gpu_share: float = 0.0
-    randaugment_by: Literal["pipeline", "kernels"] = "pipeline"
+    randaugment_by: RandAugmentBy = "pipeline"
 
     @property
     def randaugment_layers(self) -> int:

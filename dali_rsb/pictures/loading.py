@@ -8,7 +8,7 @@ import torch
 
 from dali_rsb import config as cfg
 from dali_rsb.draws.randaugment import fill_color
-from dali_rsb.draws.samples import TrainSamples
+from dali_rsb.draws.samples import RandAugmentBy, TrainSamples
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.builders import train_loader
 from dali_rsb.loader.loader import Loader
@@ -36,7 +36,7 @@ def open_samples(config: cfg.Config, session: Session) -> TrainSamples:
     processes = Processes(CPU, world_size=session.world_size)
     samples = train_samples(config, index, processes, session.batch_per_device, _settings(config))
     # All kernels, and their definition in PyTorch, have the same pixels; DALI's differ.
-    by = "kernels" if session.by_kernels else "pipeline"
+    by: RandAugmentBy = "kernels" if session.by_kernels else "pipeline"
     return replace(samples, transform=replace(samples.transform, randaugment_by=by))
 
 
