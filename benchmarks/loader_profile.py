@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
+import itertools
 import resource
 import statistics
 import time
@@ -24,11 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from nvidia.dali import Pipeline
 
 from benchmarks.loader import endless_specs, our_loader, our_samples, read_dataset
 from benchmarks.peers import LoaderTask
-from benchmarks.profile_stages import BranchStages, Inputs, branch_stages, image_stages
+from benchmarks.profile_stages import (
+    BranchStages,
+    Inputs,
+    KernelBranches,
+    branch_stages,
+    image_stages,
+    kernel_branches,
+)
 from benchmarks.profile_threads import cpu_by_library, cpu_by_thread
 from benchmarks.report import (
     Work,
@@ -41,11 +50,13 @@ from benchmarks.report import (
     write_json,
 )
 from dali_rsb.draws.philox import Stream, uniforms
-from dali_rsb.draws.samples import BatchSpec, TrainSamples
+from dali_rsb.draws.samples import BatchSpec, RandAugmentBy, TrainSamples
 from dali_rsb.errors import run_command
 from dali_rsb.loader.bad_images import BadImages
+from dali_rsb.loader.rand_augment import apply_operands, with_backend
 from dali_rsb.system.cpus import available_cpus
 from pipelines.operands import Branch
+from pipelines.types import IMAGENET_FILL
 
 WARM_UP_BATCHES = 2
 DRAWN_BATCHES = 20  # that say how often each branch of RandAugment is taken
@@ -66,6 +77,13 @@ class Cost:
 Costs = dict[str, list[Cost]]  # one a round
 
 
+def profiled_samples(task: LoaderTask) -> TrainSamples:
+    """The images of a task, with RandAugment by those who compute it on a CPU."""
+    samples = our_samples(task, "roi", repeats=1)
+    transform = with_backend(samples.transform, "auto", torch.device("cpu"))
+    return replace(samples, transform=transform)
+
+
 def cost_of(run: Callable[[], object], num_images: int) -> Cost:
     """CPU time that all threads of this process take until `run` returns, for an image."""
     kernel_s = resource.getrusage(resource.RUSAGE_SELF).ru_stime
@@ -78,41 +96,62 @@ def cost_of(run: Callable[[], object], num_images: int) -> Cost:
 
 def run_stages(
     samples: TrainSamples, num_threads: int, num_rounds: int, progress: Callable[[str], None]
-) -> tuple[Costs, Costs]:
+) -> tuple[Costs, list[Cost], Costs, Costs]:
     """Run all stages by turns, batch after batch.
 
     Returns:
-        CPU time of each stage, and of RandAugment's branches on the same decoded images.
+        CPU time of each stage, of RandAugment by kernels if they compute it, and of its branches on
+        the same decoded images: by who computes them, and by DALI.
     """
     specs, batch = endless_specs(samples), samples.layout.batch_per_device
     stages = image_stages(samples, num_threads)
     pipelines = {name: stage.build() for name, stage in stages.items()}
     of_stages: Costs = {name: [] for name in stages}
+    of_kernels: list[Cost] = []
     of_branches: Costs = {}
-    branches = _branches(samples, num_threads)
+    of_dali: Costs = {}
+    branches, kernels = _branches(samples, num_threads)
     gc.disable()  # a collection would be counted for whichever stage is running
     for number in range(-WARM_UP_BATCHES, num_rounds):
-        inputs = samples.prepare(next(specs)).inputs
+        prepared = samples.prepare(next(specs))
+        inputs = prepared.inputs
         for name in list(stages)[:: 1 if number % 2 else -1]:
             run = functools.partial(pipelines[name].run, **stages[name].fed(inputs))
             of_stages[name].append(cost_of(run, batch))
         if branches is not None:
             images = _resized(pipelines["resize"], stages["resize"].fed(inputs))
             for name, cost in _branch_round(branches, images, number).items():
+                of_dali.setdefault(name, []).append(cost)
+            for name, cost in _kernel_round(kernels, images, number).items():
                 of_branches.setdefault(name, []).append(cost)
+            if prepared.randaugment is not None:
+                whole = torch.from_numpy(np.stack(images))
+                drawn = (whole, prepared.randaugment, IMAGENET_FILL)
+                of_kernels.append(cost_of(functools.partial(apply_operands, *drawn, True), batch))
         progress(f"round {number + 1}/{num_rounds}" if number >= 0 else "warm-up")
     gc.enable()
-    for costs in (*of_stages.values(), *of_branches.values()):
+    for costs in (*of_stages.values(), of_kernels, *of_branches.values(), *of_dali.values()):
         del costs[:WARM_UP_BATCHES]
-    return of_stages, of_branches
+    return of_stages, of_kernels, of_branches if of_kernels else of_dali, of_dali
 
 
-def _branches(samples: TrainSamples, num_threads: int) -> BranchStages | None:
+def _branches(
+    samples: TrainSamples, num_threads: int
+) -> tuple[BranchStages | None, KernelBranches]:
+    """RandAugment's branches by DALI and by kernels; None, and nothing, without RandAugment."""
     if samples.transform.randaugment is None:
-        return None
-    specs = endless_specs(samples)
-    drawn = [samples.prepare(next(specs)).inputs for _ in range(DRAWN_BATCHES)]
-    return branch_stages(samples, num_threads, drawn)
+        return None, KernelBranches({}, {})
+    by_dali, by_kernels = (
+        replace(samples, transform=replace(samples.transform, randaugment_by=by)) for by in _BOTH
+    )
+    specs = list(itertools.islice(endless_specs(samples), DRAWN_BATCHES))
+    inputs = [by_dali.prepare(spec).inputs for spec in specs]
+    operands = [by_kernels.prepare(spec).randaugment for spec in specs]
+    drawn = [found for found in operands if found is not None]
+    return branch_stages(by_dali, num_threads, inputs), kernel_branches(drawn)
+
+
+_BOTH: tuple[RandAugmentBy, RandAugmentBy] = ("pipeline", "kernels")
 
 
 def _resized(pipeline: Pipeline, fed: Inputs) -> list[np.ndarray]:
@@ -128,6 +167,17 @@ def _branch_round(branches: BranchStages, images: list[np.ndarray], number: int)
         )
         for branch in taken[:: 1 if number % 2 else -1]
     }
+
+
+def _kernel_round(
+    branches: KernelBranches, images: list[np.ndarray], number: int
+) -> dict[str, Cost]:
+    found = {}
+    for branch in [Branch.SKIP, *branches.operands][:: 1 if number % 2 else -1]:
+        batch = torch.from_numpy(np.stack(images))
+        run = functools.partial(branches.run, branch, batch)
+        found[branch.name] = cost_of(run, len(images))
+    return found
 
 
 def python_costs(samples: TrainSamples, num_rounds: int) -> dict[str, list[float]]:
@@ -152,6 +202,7 @@ def python_costs(samples: TrainSamples, num_rounds: int) -> dict[str, list[float
         draw = functools.partial(_uniforms, samples.seed, spec)
         widths, heights = index.widths[spec.indices], index.heights[spec.indices]
         samples.transform.graph_inputs(draw, widths, heights)
+        samples.transform.kernel_operands(draw)
         drawn_s = time.thread_time()
         samples.prepare(spec)
         prepared_s = time.thread_time()
@@ -189,13 +240,22 @@ def steps_table(profile: Mapping[str, Any]) -> str:
 def branches_table(profile: Mapping[str, Any]) -> str:
     """One row for each branch of RandAugment, in Markdown."""
     rows = [
-        [name, f"{b['us']['median']:.1f}", f"{b['of_an_image']:.3f}", f"{b['us_of_an_image']:.1f}"]
-        for name, b in profile["branches"].items()
+        [
+            name,
+            f"{branch['us']['median']:.1f}",
+            f"{branch['dali_us']:.1f}",
+            f"{branch['of_an_image']:.3f}",
+            f"{branch['us_of_an_image']:.1f}",
+        ]
+        for name, branch in profile["branches"].items()
     ]
-    return format_table(["branch", "microseconds", "times an image", "of an image"], rows)
+    header = ["branch", "microseconds", "in DALI", "times an image", "of an image"]
+    return format_table(header, rows)
 
 
-def _steps(stages: Costs, python: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def _steps(
+    stages: Costs, kernels: Sequence[Cost], python: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
     steps: dict[str, Any] = {
         f"Python: {name}": {"us": asdict(summarize(values))} for name, values in python.items()
     }
@@ -207,21 +267,33 @@ def _steps(stages: Costs, python: Mapping[str, Sequence[float]]) -> dict[str, An
             "kernel_us": round(statistics.median(cost.kernel_us for cost in added), 2),
         }
         before = costs
+    if kernels:
+        steps["RandAugment: kernels"] = {
+            "us": asdict(summarize([cost.us for cost in kernels])),
+            "kernel_us": round(statistics.median(cost.kernel_us for cost in kernels), 2),
+        }
     return steps
 
 
-def _of_branches(costs: Costs, frequencies: Mapping[str, float]) -> dict[str, Any]:
+def _of_branches(
+    costs: Costs, of_dali: Costs, frequencies: Mapping[Branch, float]
+) -> dict[str, Any]:
     """What each branch takes beyond an image that takes none."""
     found = {}
-    for name, frequency in frequencies.items():
-        pairs = zip(costs[name], costs[Branch.SKIP.name], strict=True)
-        us = summarize([cost.us - skipped.us for cost, skipped in pairs])
-        found[name] = {
+    for branch, frequency in frequencies.items():
+        us, dali_us = (summarize(_beyond_skipped(all_, branch)) for all_ in (costs, of_dali))
+        found[branch.name] = {
             "us": asdict(us),
+            "dali_us": round(dali_us.median, 2),
             "of_an_image": round(frequency, 4),
             "us_of_an_image": round(us.median * frequency, 2),
         }
     return found
+
+
+def _beyond_skipped(costs: Costs, branch: Branch) -> list[float]:
+    pairs = zip(costs[branch.name], costs[Branch.SKIP.name], strict=True)
+    return [cost.us - skipped.us for cost, skipped in pairs]
 
 
 def profile_loader(
@@ -236,17 +308,17 @@ def profile_loader(
         task: its threads are those of the whole loader; the stages have one.
         seconds: of each section of the loader, and of the looks at its threads and functions.
     """
-    samples = our_samples(task, "roi", repeats=1)
+    samples = profiled_samples(task)
     python = python_costs(samples, num_rounds)
-    stages, branch_costs = run_stages(samples, 1, num_rounds, progress)
-    branches = _branches(samples, 1)
+    stages, kernels, branch_costs, of_dali = run_stages(samples, 1, num_rounds, progress)
+    _, branches = _branches(samples, 1)
     loader = _loader_sections(task, seconds, progress)
     running = our_loader(task)
     for _ in range(2 * task.num_threads + 4):  # more than any queue holds
         next(running)
     result: dict[str, Any] = {
-        "steps": _steps(stages, python),
-        "branches": _of_branches(branch_costs, branches.by_name) if branches else {},
+        "steps": _steps(stages, kernels, python),
+        "branches": _of_branches(branch_costs, of_dali, branches.frequencies),
         "loader": loader,
         "threads": cpu_by_thread(running, seconds),
         "perf": cpu_by_library(running, seconds),

@@ -14,9 +14,12 @@ import numpy as np
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.pipeline import do_not_convert
+from torch import Tensor
 
+from dali_rsb.draws.randaugment import RandAugmentOperands
 from dali_rsb.draws.samples import TrainSamples
 from dali_rsb.loader.cpu_resize import CpuResize
+from dali_rsb.loader.rand_augment import apply_operands
 from pipelines import TrainArguments, train_pipeline
 from pipelines.arguments import Decoding
 from pipelines.decoding import decode, read_images
@@ -66,6 +69,7 @@ def image_stages(samples: TrainSamples, num_threads: int) -> dict[str, Stage]:
     }
     window = (source, "anchor", "shape")
     bare = partial(_decoder, source, **options)
+    # None where kernels behind the pipeline compute RandAugment.
     size_px, layers = samples.transform.size_px, samples.transform.randaugment_layers
     whole = TrainArguments(
         size_px=size_px,
@@ -167,6 +171,44 @@ def _without_resize(size_px: int) -> HostResize:
 
 
 @dataclass(frozen=True)
+class KernelBranches:
+    """One layer of RandAugment by kernels on decoded images, all of which take the same branch.
+
+    Attributes:
+        operands: for each branch that the policy draws values and matrices, as they were drawn.
+        frequencies: how often an image takes it, in all layers.
+    """
+
+    operands: Mapping[Branch, tuple[np.ndarray, np.ndarray]]
+    frequencies: Mapping[Branch, float]
+
+    def run(self, branch: Branch, images: Tensor) -> Tensor:
+        """A batch uint8 [B, H, W, 3] that takes a branch, or SKIP; it may be overwritten."""
+        batch = len(images)
+        values, matrices = np.zeros(1, np.float32), np.eye(2, 3)[None]
+        if branch in self.operands:
+            values, matrices = self.operands[branch]
+        rows = np.arange(batch) % len(values)
+        operands = RandAugmentOperands(
+            np.full((batch, 1), branch, np.uint8), values[rows, None], matrices[rows, None]
+        )
+        return apply_operands(images, operands, IMAGENET_FILL, may_overwrite=True)
+
+
+def kernel_branches(drawn: Sequence[RandAugmentOperands]) -> KernelBranches:
+    """The branches that the operands of some batches name."""
+    codes, values, matrices = (
+        np.concatenate([getattr(operands, name) for operands in drawn])
+        for name in ("branch", "value", "matrix")
+    )
+    taken = [branch for branch in Branch if branch != Branch.SKIP and (codes == branch).any()]
+    return KernelBranches(
+        {branch: (values[codes == branch], matrices[codes == branch]) for branch in taken},
+        {branch: float((codes == branch).sum() / len(codes)) for branch in taken},
+    )
+
+
+@dataclass(frozen=True)
 class BranchStages:
     """One layer of RandAugment on decoded images, all of which take the same branch.
 
@@ -179,11 +221,6 @@ class BranchStages:
     pipeline: Pipeline
     operands: Mapping[Branch, tuple[np.ndarray, np.ndarray]]
     frequencies: Mapping[Branch, float]
-
-    @property
-    def by_name(self) -> dict[str, float]:
-        """The frequencies by the branches' names."""
-        return {branch.name: share for branch, share in self.frequencies.items()}
 
     def fed(self, branch: Branch, images: list[np.ndarray]) -> Inputs:
         """What the pipeline is fed for a batch that takes a branch, or SKIP."""

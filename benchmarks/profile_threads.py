@@ -22,11 +22,13 @@ _LINE = re.compile(r"^\s*([\d.]+)%\s+(.*?)\s*$")
 def cpu_by_thread(batches: BatchCounts, seconds: float) -> dict[str, float]:
     """CPU microseconds of an image by the names of this process's threads, largest first.
 
+    Of one batch at least.
+
     Threads that only differ by a number count together. Those that Python started, which are the
     resize's, have the program's name.
     """
     before, start_s, num_images = _thread_seconds(), time.perf_counter(), 0
-    while time.perf_counter() - start_s < seconds:
+    while num_images == 0 or time.perf_counter() - start_s < seconds:
         delivered = next(batches)
         assert isinstance(delivered, int)
         num_images += delivered

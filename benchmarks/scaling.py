@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.loader import endless_specs, our_loader, our_samples, read_dataset
 from benchmarks.loader_model import Costs, modelled_rate
-from benchmarks.loader_profile import run_stages
+from benchmarks.loader_profile import profiled_samples, run_stages
 from benchmarks.peers import LoaderTask
 from benchmarks.profile_stages import image_stages
 from benchmarks.report import (
@@ -121,8 +121,8 @@ def measured_costs(
     task: LoaderTask, num_rounds: int, progress: Callable[[str], None] = report_progress
 ) -> Costs:
     """The costs of an image on this machine."""
-    samples = our_samples(task, "roi", repeats=1)
-    stages, _ = run_stages(samples, 1, num_rounds, progress)
+    samples = profiled_samples(task)
+    stages, kernels, *_ = run_stages(samples, 1, num_rounds, progress)
     until = {name: statistics.median(cost.us for cost in costs) for name, costs in stages.items()}
     executor, handed, resized = (
         until["iteration, feeding"],
@@ -130,6 +130,9 @@ def measured_costs(
         until["resize"],
     )
     decided = until.get("RandAugment: decisions", resized)
+    augmented = until.get("RandAugment: operations", decided) - decided
+    if kernels:
+        augmented = statistics.median(cost.us for cost in kernels)
     alone, contended = locked_us(1), locked_us(2)
     return Costs(
         feeding=feeding_us(task),
@@ -139,7 +142,7 @@ def measured_costs(
         resize_locked=alone,
         contention=max(0.0, contended - alone),
         resizing=max(0.0, resized - handed - alone),
-        augmenting=until.get("RandAugment: operations", resized) - decided,
+        augmenting=augmented,
         spread=decoding_spread(samples),
     )
 

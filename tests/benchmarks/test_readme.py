@@ -145,7 +145,10 @@ def test_the_loaders_results_have_their_tables(tmp_path):
         "loader_profile_cpu": {
             "steps": {"Python: draws": of_step, "reading": of_step | {"kernel_us": 40.0}},
             "sums": {"all steps": 200.0, "the loader on 1 thread": 250.0},
-            "branches": {"AUTO_CONTRAST": of_step | {"of_an_image": 0.5, "us_of_an_image": 50.0}},
+            "branches": {
+                "AUTO_CONTRAST": of_step
+                | {"dali_us": 300.0, "of_an_image": 0.5, "us_of_an_image": 50.0}
+            },
         },
         "scaling_cpu": {
             "measured": {"2 cores": rate},
@@ -174,6 +177,6 @@ def test_the_loaders_results_have_their_tables(tmp_path):
     assert "| FFCV | 800 (799 to 801) | 1.50 | 1.25 x |" in text
     assert "LitData: left out, it is not installed." in text
     assert "| reading | 100 | 40.0 % | 40 |" in text
-    assert "| auto contrast | 100 | 0.500 | 50.0 |" in text
+    assert "| auto contrast | 100 | 300 | 0.500 | 50.0 |" in text
     assert "| 2 | 1000 | 1.50 | 1100 | +10.0 % |" in text
     assert "| 16 | 6,000 | 7,000 | 9,000 | 2 x 4 | 90 % |" in text
