@@ -191,7 +191,7 @@ def test_the_tree_is_frozen():
         ("augment.interpolation=nearest", r"augment.interpolation: .*'random'.*got 'nearest'"),
         ("augment.scale=[0.5, 0.1]", r"augment.scale: must be \[low, high\]"),
         ("augment.randaugment=rand-q3", r"rand-q3|q3"),
-        ("augment.backend=cuda", r"augment.backend: .*'triton', got 'cuda'"),
+        ("augment.backend=cuda", r"augment.backend: .*'triton' or 'numba', got 'cuda'"),
         ("schedule.warmup_epochs=200", r"schedule.warmup_epochs: must not exceed"),
         ("loss.name=ce", r"loss.target_threshold: only loss.name=bce"),
         ("run.batch_per_device=20", r"run.batch_per_device: must be a multiple of 8"),

@@ -135,6 +135,7 @@ def upcoming(config: cfg.Config, num_images: int) -> Past:
         device="cpu",
         global_batch=config.optimizer.batch_size,
         batch_per_device=min(whole_blocks, config.optimizer.batch_size),
+        by_kernels=config.augment.backend != "dali",
         started_s=None,
     )
     return Past(config.run.dir or Path(config.name), config, session)

@@ -99,11 +99,13 @@ class Checkpointer:
 
     def failure(self) -> str:
         """What to say where too many writes have failed, here or in the first process."""
+        # Whichever process is the first to say it is heard, so each names the fix.
+        number, reason = self._failures, self._reason
         if self._folder is None:
-            return "the first process could not write its checkpoints; see its output"
+            number, reason = self._max_failures, "the first process's output says why"
         return (
-            f"{self._failures} checkpoints in a row could not be written ({self._reason}); make "
-            "room on the disk and --resume, or raise run.max_checkpoint_failures"
+            f"{number} checkpoints in a row could not be written ({reason}); make room on the disk "
+            "and --resume, or raise run.max_checkpoint_failures"
         )
 
     def save(self, state: dict[str, Any], is_best: bool = False) -> None:

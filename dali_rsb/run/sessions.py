@@ -37,7 +37,7 @@ class Session:
         dtype: name of the type of the mixed images.
         num_images, num_classes: of the training images; None if not known.
         images_digest: of their names and labels, see `DatasetIndex.digest`; None if not known.
-        by_kernels: RandAugment is computed by the Triton kernels.
+        by_kernels: RandAugment is computed by kernels, not by DALI.
         first, last: the position that it begins at, and the one behind its last known update.
         started_s: Unix time; None if not known.
     """

@@ -263,7 +263,8 @@ def test_a_missing_package_is_named_before_anything_is_read(monkeypatch, tmp_pat
     monkeypatch.setitem(SERVICES, "wandb", Kind("wandb_run", "WandbRun", ("no_such_package",)))
     with pytest.raises(UserError, match=r"pip install 'dali_rsb\[wandb\]'"):
         check_installed(["wandb"])
-    data = [f"data.train={tmp_path}/none", f"data.val={tmp_path}/none"]
+    (tmp_path / "empty").mkdir()
+    data = [f"data.train={tmp_path}/empty", f"data.val={tmp_path}/empty"]
     options = ["tracking.trackers=wandb", "run.device=cpu", f"run.dir={tmp_path}/run"]
     monkeypatch.setattr("sys.argv", ["train", "a3", *data, *options])
     with pytest.raises(UserError, match="wandb needs the package no_such_package"):
