@@ -26,6 +26,7 @@ from nvidia.dali import pipeline_def
 from nvidia.dali.data_node import DataNode
 
 from benchmarks.imagenet_like import files_checksum
+from benchmarks.loader_options import add_task_options, task_of, task_settings
 from benchmarks.peers import (
     LoaderTask,
     count_images,
@@ -58,7 +59,6 @@ from dali_rsb.loader.builders import train_loader
 from dali_rsb.loader.executor import RoundRobin
 from dali_rsb.loader.rand_augment import RandAugmentBackend, with_backend
 from dali_rsb.loader.settings import DecodeSetting, LoaderSettings
-from dali_rsb.system.cpus import available_cpus
 from pipelines.arguments import Decoding
 from pipelines.decoding import decode, decode_hybrid, decode_shared, read_files
 from pipelines.inputs import InputSpec, external_inputs
@@ -434,13 +434,31 @@ def group_tables(result: Mapping[str, Any]) -> str:
     return "\n\n".join(tables)
 
 
+def measure_groups(
+    report: dict[str, Any],
+    groups: Mapping[str, Group],
+    work: Work,
+    num_rounds: int,
+    task: LoaderTask,
+    output: Path | None,
+) -> None:
+    """Measure groups by name, one after the other, into a report, which is written after each."""
+    report["dataset"] = read_dataset(task.data)
+    report["groups"] = {}
+    for name, group in groups.items():
+        result = measure_group(group, work, num_rounds, task.num_threads, report_progress)
+        report["groups"][name] = result
+        report["settings"]["rounds"] = result["rounds"]
+        print(f"\n{name}\n\n{group_tables(result)}\n")
+        if output is not None:  # a run takes minutes
+            write_json(output, report)
+        if result["rounds"] < num_rounds:
+            break  # time was up
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("data", type=Path, help="folder of class folders")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--size", type=int, default=160, help="side of the images in pixels")
-    parser.add_argument("--randaugment", default="rand-m6-mstd0.5-inc1", help="a policy, or none")
-    parser.add_argument("--threads", type=int, default=available_cpus(), help="and CPUs")
+    add_task_options(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument(
@@ -456,20 +474,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=PACK",
         help="packs of the same images for our loader, in the group `loader`",
     )
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
-    task = LoaderTask(
-        options.data.absolute(),
-        options.batch,
-        options.size,
-        None if options.randaugment == "none" else options.randaugment,
-        options.threads,
-        options.device,
-    )
+    task = task_of(options, options.device)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but PyTorch sees no GPU here; use --device cpu")
     packs = dict(named_packs(options.pack))
@@ -478,30 +488,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = new_report(
         "loader",
         {
-            "batch": task.batch,
-            "size_px": task.size_px,
-            "randaugment": task.randaugment,
-            "threads": task.num_threads,
+            **task_settings(task),
             "device": task.device,
             "rounds": options.repeats,
             "seconds": work.seconds,
             "packs": sorted(packs),
         },
     )
-    report["dataset"] = read_dataset(task.data)
-    report["groups"] = {}
     groups = GROUPS | {"loader": partial(loader_group, packs=packs)}
-    for name in options.only:
-        result = measure_group(
-            groups[name](task), work, options.repeats, task.num_threads, report_progress
-        )
-        report["groups"][name] = result
-        report["settings"]["rounds"] = result["rounds"]
-        print(f"\n{name}\n\n{group_tables(result)}\n")
-        if options.output is not None:  # after each group: a run takes minutes
-            write_json(options.output, report)
-        if result["rounds"] < options.repeats:
-            break  # time was up
+    asked = {name: groups[name](task) for name in options.only}
+    measure_groups(report, asked, work, options.repeats, task, options.output)
 
 
 if __name__ == "__main__":

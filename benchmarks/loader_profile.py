@@ -21,7 +21,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ import torch
 from nvidia.dali import Pipeline
 
 from benchmarks.loader import endless_specs, our_loader, our_samples, read_dataset
+from benchmarks.loader_options import add_task_options, task_of, task_settings
 from benchmarks.peers import LoaderTask
 from benchmarks.profile_stages import (
     BranchStages,
@@ -54,7 +54,6 @@ from dali_rsb.draws.samples import BatchSpec, RandAugmentBy, TrainSamples
 from dali_rsb.errors import run_command
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.rand_augment import apply_operands, with_backend
-from dali_rsb.system.cpus import available_cpus
 from pipelines.operands import Branch
 from pipelines.types import IMAGENET_FILL
 
@@ -370,26 +369,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", type=Path, help="folder of class folders, or a pack")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--size", type=int, default=160, help="side of the images in pixels")
-    parser.add_argument("--randaugment", default="rand-m6-mstd0.5-inc1", help="a policy, or none")
-    parser.add_argument("--threads", type=int, default=available_cpus(), help="of the whole loader")
+    add_task_options(parser, "folder of class folders, or a pack", threads="of the whole loader")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=5.0, help="of a section of the loader")
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
     options = parser.parse_args(arguments)
-    policy = None if options.randaugment == "none" else options.randaugment
-    task = LoaderTask(
-        options.data.absolute(), options.batch, options.size, policy, options.threads, "cpu"
-    )
+    task = task_of(options)
     report = new_report(
         "loader_profile",
         {
-            "batch": task.batch,
-            "size_px": task.size_px,
-            "randaugment": task.randaugment,
-            "threads": task.num_threads,
+            **task_settings(task),
             "rounds": options.rounds,
             "seconds": options.seconds,
         },

@@ -21,12 +21,11 @@ from typing import Any
 from benchmarks.loader import (
     Group,
     RatePair,
-    group_tables,
-    measure_group,
+    measure_groups,
     named_packs,
     our_loader,
-    read_dataset,
 )
+from benchmarks.loader_options import add_task_options, task_of, task_settings
 from benchmarks.peer_formats import FFCV_FILES, stored
 from benchmarks.peers import (
     LoaderTask,
@@ -42,9 +41,8 @@ from benchmarks.peers_stored import (
     tensor_loader,
     webdataset_loader,
 )
-from benchmarks.report import BatchCounts, Work, new_report, report_progress, write_json
+from benchmarks.report import BatchCounts, Work, new_report
 from dali_rsb.errors import run_command
-from dali_rsb.system.cpus import available_cpus
 
 Candidate = Callable[[], BatchCounts]
 OURS = "dali_rsb"
@@ -175,56 +173,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", type=Path, help="folder of class folders")
+    add_task_options(parser, randaugment="none")
     parser.add_argument("--prepared", type=Path, help="folder of benchmarks.peer_formats")
     parser.add_argument(
         "--pack", nargs="+", action="extend", default=[], metavar="NAME=PACK", help="for our loader"
     )
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--size", type=int, default=160, help="side of the images in pixels")
-    parser.add_argument("--randaugment", default="none", help="a policy, or none")
-    parser.add_argument("--threads", type=int, default=available_cpus(), help="and CPUs")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a timed section, at least")
     parser.add_argument("--batches", type=int, default=4, help="of a timed section at least")
     parser.add_argument("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS))
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
     options = parser.parse_args(arguments)
-    task = LoaderTask(
-        options.data.absolute(),
-        options.batch,
-        options.size,
-        None if options.randaugment == "none" else options.randaugment,
-        options.threads,
-    )
+    task = task_of(options)
     prepared = None if options.prepared is None else options.prepared.absolute()
     form = Stored(prepared, dict(named_packs(options.pack)))
     work = Work(options.seconds, options.batches, 2 * options.threads, round_to=options.threads)
     report = new_report(
         "peer_loaders",
         {
-            "batch": task.batch,
-            "size_px": task.size_px,
-            "randaugment": task.randaugment,
-            "threads": task.num_threads,
+            **task_settings(task),
             "rounds": options.repeats,
             "seconds": work.seconds,
             "packs": sorted(form.packs),
         },
     )
-    report["dataset"] = read_dataset(task.data)
-    report["groups"] = {}
-    for name in options.only:
-        result = measure_group(
-            GROUPS[name](task, form), work, options.repeats, task.num_threads, report_progress
-        )
-        report["groups"][name] = result
-        report["settings"]["rounds"] = result["rounds"]
-        print(f"\n{name}\n\n{group_tables(result)}\n")
-        if options.output is not None:  # after each group: a run takes minutes
-            write_json(options.output, report)
-        if result["rounds"] < options.repeats:
-            break  # time was up
+    asked = {name: GROUPS[name](task, form) for name in options.only}
+    measure_groups(report, asked, work, options.repeats, task, options.output)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def webdataset_loader(
 ) -> BatchCounts:
     """WebDataset on tar shards: batches are made in the workers, as its documentation advises.
 
-    Shards are drawn anew without end (`resampled`), its advice for training, and samples shuffled
+    Shards are drawn again and again (`resampled`), its advice for training, and samples shuffled
     in a buffer of 1,000.
     """
     try:

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ import torch
 
 from benchmarks.loader import endless_specs, our_loader, our_samples, read_dataset
 from benchmarks.loader_model import Costs, modelled_rate
+from benchmarks.loader_options import add_task_options, task_of, task_settings
 from benchmarks.loader_profile import profiled_samples, run_stages
 from benchmarks.peers import LoaderTask
 from benchmarks.profile_stages import image_stages
@@ -42,7 +42,6 @@ from benchmarks.report import (
 from dali_rsb.draws.samples import TrainSamples
 from dali_rsb.errors import run_command
 from dali_rsb.loader.cpu_resize import CpuResize
-from dali_rsb.system.cpus import available_cpus
 from pipelines.types import INTERPOLATIONS
 
 ESTIMATED_CORES = (8, 16, 32, 64)
@@ -244,27 +243,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", type=Path, help="folder of class folders, or a pack")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--size", type=int, default=160, help="side of the images in pixels")
-    parser.add_argument("--randaugment", default="rand-m6-mstd0.5-inc1", help="a policy, or none")
-    parser.add_argument("--threads", type=int, default=available_cpus(), help="most cores measured")
+    add_task_options(parser, "folder of class folders, or a pack", threads="most cores measured")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of the loader")
     parser.add_argument("--seconds", type=float, default=4.0, help="of a timed section, at least")
     parser.add_argument("--profile-rounds", type=int, default=8, help="batches for each step")
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
     options = parser.parse_args(arguments)
-    policy = None if options.randaugment == "none" else options.randaugment
-    task = LoaderTask(options.data.absolute(), options.batch, options.size, policy, options.threads)
+    task = task_of(options)
     torch.set_num_threads(1)  # as in the loader's processes: the threads are the pipelines'
     work = Work(options.seconds, 4, 2 * options.threads, round_to=options.threads)
     report = new_report(
         "scaling",
         {
-            "batch": task.batch,
-            "size_px": task.size_px,
-            "randaugment": task.randaugment,
-            "threads": task.num_threads,
+            **task_settings(task),
             "rounds": options.repeats,
             "seconds": options.seconds,
             "profile_rounds": options.profile_rounds,

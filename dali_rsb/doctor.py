@@ -135,7 +135,8 @@ def _data(data: Path | None, gpus: list[gpu.Gpu]) -> Iterator[Finding]:
 def _packs(data: Path) -> Iterator[Finding]:
     """Measure which pack would pay; raises as `checks.machine.packs.advise`."""
     # Not above: a machine without DALI is diagnosed too.
-    from dali_rsb.checks.machine.packs import advise, check_packs
+    from dali_rsb.checks.machine.pack_advice import check_packs
+    from dali_rsb.checks.machine.packs import advise
     from dali_rsb.dataset import open_index
     from dali_rsb.training.measuring import RecipeLoading
 

@@ -1,7 +1,7 @@
 """All values of all recipes, as recorded: a default that changes is a change of every recipe.
 
-Where it is meant to change: `python tests/test_config_defaults.py` records the values anew, and the
-difference is there to be looked at.
+Where it is meant to change: `python tests/test_config_defaults.py` records the values again, and
+the difference is there to be looked at.
 """
 
 import os

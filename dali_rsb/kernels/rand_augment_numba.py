@@ -30,7 +30,7 @@ def _compiled(*signature: str) -> Callable[[Callable[..., Any]], Any]:
 
     def compile_(function: Callable[..., Any]) -> Any:
         options: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
-        # Who is called from here alone needs no entrances for others, which take time to compile.
+        # Functions that this module alone calls need no wrappers, which take time to compile.
         options |= {"no_cfunc_wrapper": True, "no_cpython_wrapper": not signature}
         try:
             return numba.njit(*signature, cache=True, **options)(function)

@@ -125,12 +125,12 @@ def check_batch_of_one(model: nn.Module, size_px: int, frozen_norms: Sequence[nn
     Raises:
         UserError: there is such a batch norm.
     """
-    twin, frozen = copy.deepcopy((model, list(frozen_norms)))
-    twin.to("meta").train()
+    duplicate, frozen = copy.deepcopy((model, list(frozen_norms)))
+    duplicate.to("meta").train()
     for norm in frozen:
         norm.eval()
     try:
-        twin(torch.empty(1, 3, size_px, size_px, device="meta"))
+        duplicate(torch.empty(1, 3, size_px, size_px, device="meta"))
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

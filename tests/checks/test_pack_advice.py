@@ -11,7 +11,7 @@ from PIL import Image
 from dali_rsb import doctor, open_index, tune
 from dali_rsb import pack as command
 from dali_rsb.checks.machine import packs
-from dali_rsb.checks.machine.packs import Advice, PackCost
+from dali_rsb.checks.machine.pack_advice import Advice, PackCost, check_packs
 from dali_rsb.config import override_config
 from dali_rsb.dataset.packing import PackOptions
 from dali_rsb.errors import UserError
@@ -55,10 +55,10 @@ def test_the_verdict_names_what_pays_without_other_pixels_and_with_them():
 
 
 def test_a_finding_has_the_command(tmp_path):
-    finding = packs.check_packs(tmp_path, _advice(ORIGINALS, RAW))
+    finding = check_packs(tmp_path, _advice(ORIGINALS, RAW))
     assert finding.level == "note"
     assert finding.fix.startswith(f"dali-rsb pack {tmp_path} DIRECTORY --tiles --raw 0.5")
-    finding = packs.check_packs(tmp_path, _advice(ORIGINALS, RAW, disk=200.0))
+    finding = check_packs(tmp_path, _advice(ORIGINALS, RAW, disk=200.0))
     assert (finding.level, finding.fix) == ("ok", None)
 
 

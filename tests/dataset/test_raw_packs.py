@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from same_batches import equal_batches, evaluates_as, goes_on_in
 
 from dali_rsb import DaliLoader, UserError, open_index
 from dali_rsb import pack as command
@@ -104,15 +105,6 @@ def half(folder):
     return target
 
 
-def _equal(ours, theirs):
-    assert len(ours) == len(theirs) > 0
-    return all(
-        torch.equal(a, b)
-        for batch, other in zip(ours, theirs, strict=True)
-        for a, b in zip(batch, other, strict=True)
-    )
-
-
 @pytest.mark.parametrize(("packed", "repeats"), [("raw", None), ("half", None), ("half", 3)])
 def test_an_epoch_is_that_of_the_folder(folder, packed, repeats, request):
     roots = (request.getfixturevalue(packed), folder)
@@ -120,23 +112,15 @@ def test_an_epoch_is_that_of_the_folder(folder, packed, repeats, request):
     ours, theirs = (
         DaliLoader(root, 8, repeats=repeats, randaugment=policy, **TRAINING) for root in roots
     )
-    assert _equal(list(ours), list(theirs))
+    assert equal_batches(list(ours), list(theirs))
 
 
 def test_training_goes_on_in_the_middle_of_an_epoch_also_from_folder_to_pack(folder, half):
-    theirs = list(DaliLoader(folder, 8, **TRAINING))
-    before = DaliLoader(folder, 8, **TRAINING)
-    batches = iter(before)
-    next(batches)
-    after = DaliLoader(half, 8, **TRAINING)
-    after.load_state_dict(before.state_dict())
-    assert _equal(list(after), theirs[1:])
+    assert goes_on_in(half, folder, 8, 1, **TRAINING)
 
 
 def test_an_evaluation_is_that_of_the_folder(folder, half):
-    options = {"size_px": 24, "device": "cpu", "num_threads": 1, "on_bad_image": "substitute"}
-    ours, theirs = (list(DaliLoader(root, 9, **options)) for root in (half, folder))
-    assert _equal(ours, theirs)
+    assert evaluates_as(half, folder)
 
 
 def _samples(root, decode_mode, **options):

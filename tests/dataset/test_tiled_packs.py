@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import run_module
 from PIL import Image
+from same_batches import equal_batches, evaluates_as, goes_on_in
 
 from benchmarks import packs
 from benchmarks.loader import our_samples
@@ -77,41 +78,23 @@ def tiled(folder):
     return target
 
 
-def _equal(ours, theirs):
-    assert len(ours) == len(theirs) > 0
-    return all(
-        torch.equal(a, b)
-        for batch, other in zip(ours, theirs, strict=True)
-        for a, b in zip(batch, other, strict=True)
-    )
-
-
 @pytest.mark.parametrize("repeats", [None, 3])
 def test_an_epoch_is_that_of_the_folder(folder, tiled, repeats, monkeypatch):
     assembled = []
     assemble = Cut.assemble
     monkeypatch.setattr(Cut, "assemble", lambda *a: assembled.append(1) or assemble(*a))
     ours, theirs = (DaliLoader(root, 7, repeats=repeats, **TRAINING) for root in (tiled, folder))
-    assert _equal(list(ours), list(theirs))
+    assert equal_batches(list(ours), list(theirs))
     # Where a batch decodes whole images, none are put together.
     assert bool(assembled) == (repeats is None)
 
 
 def test_training_goes_on_in_the_middle_of_an_epoch_also_from_folder_to_tiles(folder, tiled):
-    theirs = list(DaliLoader(folder, 7, **TRAINING))
-    before = DaliLoader(folder, 7, **TRAINING)
-    batches = iter(before)
-    next(batches)
-    next(batches)
-    after = DaliLoader(tiled, 7, **TRAINING)
-    after.load_state_dict(before.state_dict())
-    assert _equal(list(after), theirs[2:])
+    assert goes_on_in(tiled, folder, 7, 2, **TRAINING)
 
 
 def test_an_evaluation_is_that_of_the_folder(folder, tiled):
-    options = {"size_px": 24, "device": "cpu", "num_threads": 1, "on_bad_image": "substitute"}
-    ours, theirs = (list(DaliLoader(root, 9, **options)) for root in (tiled, folder))
-    assert _equal(ours, theirs)
+    assert evaluates_as(tiled, folder)
 
 
 def _loader(root, decode_mode):

@@ -188,7 +188,7 @@ def test_a_documented_command_does_its_work(place, tmp_path, page, folder, comma
     if reason := _reason(command):
         pytest.skip(reason)
     copy = tmp_path / "place"
-    # What is written anew replaces a link; the digits are read alone.
+    # What is written again replaces a link; the digits are read alone.
     shutil.copytree(place, copy, copy_function=os.link, symlinks=True)
     code, said = run(copy / folder, _words(command))
     assert code == 0, said

@@ -94,7 +94,7 @@ class Child:
 
 
 def begin_server() -> None:
-    """Fork the server that makes processes for tests, where Python would start it anew."""
+    """Fork the server that makes processes for tests, where Python would start it again."""
     usual = forkserver.util.spawnv_passfds
     forkserver.util.spawnv_passfds = _fork_server
     try:

@@ -1,7 +1,7 @@
 """Changed sources, put in place while they are imported; no file of the checkout is written.
 
 What to change stands in the environment, so that every process of a test does the same: those that
-it forks inherit it, and those that it starts anew find `startup/sitecustomize.py` on their path.
+it forks inherit it, and those that it starts again find `startup/sitecustomize.py` on their path.
 
 MUTATION_FAULT  `FILE:NUMBER`, the fault to put in, as `faults.faults` numbers it; or
                 `FILE:knownNUMBER`, one of `known.KNOWN`

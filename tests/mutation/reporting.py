@@ -1,7 +1,7 @@
 """The committed report: `report.json` with every fault tried, and `report.md` for people.
 
 What a person found on looking at a survivor stands in `report.json` as its `verdict`, and is kept
-when the report is written anew.
+when the report is written again.
 """
 
 import json

@@ -26,7 +26,7 @@ def swap(file: str, functions: Functions) -> bool:
 
     Returns:
         Whether that was all: False where it is outside of functions, or changes what they close
-        over, so that the file must be imported anew.
+        over, so that the file must be imported again.
     """
     path = str(ROOT / file)
     tree = changed_tree(path)

@@ -15,7 +15,7 @@ from mutation.plugin import Forking, Ordered
 from mutation.swapping import Functions, functions_of, swap
 
 QUIET = ("-q", "--no-header", "-p", "no:cacheprovider", "--tb=no")
-ANEW = 98  # the code of a child in which the fault's file must be imported anew
+IMPORT_AGAIN = 98  # the code of a child in which the fault's file must be imported again
 USUAL_S = 10  # where a test was not recorded
 
 
@@ -50,7 +50,7 @@ class Trials:
         return code
 
     def try_each_anew(self) -> None:
-        """Try what is left with everything imported anew."""
+        """Try what is left with everything imported again."""
         for chosen in self._left():
             names = self._names(chosen)
 
@@ -110,7 +110,7 @@ class Trials:
         name = chosen.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         # What is not imported yet gets the fault when it is.
         if name in sys.modules and not swap(chosen.file, functions):
-            self._child.end(ANEW)
+            self._child.end(IMPORT_AGAIN)
 
     def _end(self, code: int, failed: str) -> None:
         assert self._child is not None
@@ -121,7 +121,7 @@ class Trials:
         code, noted = child.code, _failed(child.folder)
         by, _, why = (noted.read_text() if noted.exists() else "").partition("\n")
         child.forget()
-        if code == ANEW:
+        if code == IMPORT_AGAIN:
             return
         fault = chosen.fault
         row = {
