@@ -7,7 +7,7 @@ batches. Their packages are imported when they start.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -101,25 +101,23 @@ def streaming_loader(
     except ImportError as error:
         raise NotInstalledError(f"MosaicML Streaming is not installed: {error}") from error
 
-    transform = image_transform(task, pixels, draws_filter)
-
-    class Images(StreamingDataset):
-        def __getitem__(self, at: Any) -> Any:
-            sample = super().__getitem__(at)
-            return transform(sample["image"]), sample["label"]
-
     num_images = StreamingDataset(local=str(task.data), batch_size=task.batch).num_samples
-    dataset = Images(
+    dataset = StreamingDataset(
         local=str(task.data), shuffle=True, batch_size=task.batch, epoch_size=100 * num_images
     )
     loader = StreamingDataLoader(
         dataset,
         batch_size=task.batch,
         num_workers=task.num_threads,
-        collate_fn=stack_images,
+        collate_fn=partial(_of_records, image_transform(task, pixels, draws_filter)),
         drop_last=True,
     )
     return count_images((images for images, _ in _epochs(loader)), task)
+
+
+def _of_records(transform: Transform, records: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+    # In the workers. A dataset of a class of its own would have to be importable by them.
+    return stack_images([(transform(record["image"]), record["label"]) for record in records])
 
 
 def litdata_loader(

@@ -309,7 +309,7 @@ def measure(
         candidates: for each name a function that starts the candidate; it is called in a new
             process, so it must be picklable. It raises NotInstalledError where a package lacks.
         num_cpus: all candidates are bound to the same CPUs, as many as this.
-        progress: receives a line after each section.
+        progress: receives a line as each candidate starts, and one after each section.
         keep_going: leave out a candidate that fails, which is an error otherwise.
 
     Raises:
@@ -356,7 +356,8 @@ def measure(
             theirs.close()  # so that a dead child is an EOFError here
             processes[name] = process
             connections[name] = ours
-        for name in list(connections):
+        for number, name in enumerate(list(connections), start=1):
+            progress(f"starting {number} of {len(candidates)}: {name}")
             # Libraries choose their algorithms by timing them as they start.
             with contextlib.suppress(BrokenPipeError):  # it is dead; _receive says so
                 connections[name].send(None)

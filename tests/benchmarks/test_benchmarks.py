@@ -374,14 +374,14 @@ def _default_sigterm():
 def test_what_is_complete_when_time_is_up_is_kept():
     candidates = {name: functools.partial(_sleeping_batches, 0.005) for name in "ab"}
     lines = []
-    work, progress = report.Work(0, 2, 1), _terminate_after(lines, 5)
+    work, progress = report.Work(0, 2, 1), _terminate_after(lines, 7)
     measured = report.measure(candidates, work, 9, 1, progress)
     assert lines[-1] == "stopped: 2 of 9 rounds are complete"
     assert measured.num_rounds == 2
     assert [len(runs) for runs in measured.sections.values()] == [2, 2]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # a second one does no harm
     with pytest.raises(UserError, match="before the first round"):
-        report.measure(candidates, work, 9, 1, _terminate_after([], 1))
+        report.measure(candidates, work, 9, 1, _terminate_after([], 3))
 
 
 def test_summaries_and_pairwise_ratios():
