@@ -54,7 +54,7 @@ def open_index(
 
     The index is stored in `cache_dir` under the root's name and a hash of its resolved path, else
     beside the root (see `storage.place_beside`), else (that is not writable) in
-    `~/.cache/dali_rsb` as in `cache_dir`.
+    `$XDG_CACHE_HOME/dali_rsb` (else `~/.cache/dali_rsb`) as in `cache_dir`.
 
     Args:
         root: the folder or list.

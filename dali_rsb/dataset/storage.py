@@ -25,9 +25,9 @@ from dali_rsb.dataset.store import Fingerprint, Keys, Stamp
 from dali_rsb.errors import UserError, one_line
 from dali_rsb.system.atomic import atomic_directory
 from dali_rsb.system.files import MissingFileError, UnreadableFileError, read_json
+from dali_rsb.system.user_cache import user_cache
 
 FORMAT_VERSION = 6  # 6: of JPEGs the end is looked for, of WebPs what follows the pixels
-USER_CACHE = Path("~/.cache/dali_rsb")
 
 SUFFIX = ".dali_rsb_index"
 _DEFAULT = Reading()
@@ -72,7 +72,7 @@ def place_beside(root: Path, reading: Reading = _DEFAULT) -> Path:
 
 def _user_cache(root: Path) -> Path:
     try:
-        return USER_CACHE.expanduser()
+        return user_cache()
     except RuntimeError as error:
         raise UserError(
             f"{root} is not writable and this user has no home directory to store its index in: "

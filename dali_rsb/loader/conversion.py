@@ -18,10 +18,10 @@ from PIL import Image, ImageFile, __version__
 from dali_rsb.constants import MAX_PIXELS
 from dali_rsb.dataset import DatasetIndex
 from dali_rsb.dataset.image_header import ImageFormat, open_with_pillow
-from dali_rsb.dataset.storage import USER_CACHE
 from dali_rsb.errors import UserError
 from dali_rsb.system.atomic import atomic_file
 from dali_rsb.system.names import printable
+from dali_rsb.system.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Conversions:
     tenth of the time of a PNG. It is made when an image is first used, named after all that decides
     its pixels (name, time and size of the original or of its shard, Pillow's version, whether
     Pillow may decode truncated files), and kept for later runs in `converted` inside the stored
-    index, or in `~/.cache/dali_rsb/converted` if the index is not stored, or not writable. Any
+    index, or in `converted` of the user's cache if the index is not stored, or not writable. Any
     number of processes may convert the same image at once.
 
     Args:
@@ -191,7 +191,7 @@ class Conversions:
         if place is not None and os.access(place, os.W_OK | os.X_OK):
             return place / "converted"
         try:
-            return USER_CACHE.expanduser() / "converted"
+            return user_cache() / "converted"
         except RuntimeError as error:
             raise UserError(
                 f"this user has no home directory for converted copies of images of "

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dali_rsb.dataset.storage import USER_CACHE
+from dali_rsb.system.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +21,7 @@ def compile_model(model: nn.Module) -> None:
     Compiled code is kept between runs, in the user's cache, unless PyTorch is told another place.
     """
     with suppress(RuntimeError):  # this user has no home directory: PyTorch's own place
-        cache = USER_CACHE.expanduser() / "inductor"
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache() / "inductor"))
     # Training and evaluation each have one shape. Left to itself, PyTorch would compile the second
     # of them for any size.
     model.compile(dynamic=False)

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dali_rsb.dataset.storage import USER_CACHE
 from dali_rsb.errors import UserError
 from dali_rsb.loader.settings import LoaderSettings
 from dali_rsb.system.atomic import atomic_file
 from dali_rsb.system.files import MissingFileError, UnreadableFileError, read_json
+from dali_rsb.system.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ def store_tuned(key: Mapping[str, Any], tuned: Tuned) -> Path:
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"cannot store the result in {USER_CACHE / 'tuned'} ({reason}): set HOME to a folder "
-            "that you can write"
+            f"cannot store the result in the user's cache ({reason}): set XDG_CACHE_HOME to the "
+            "absolute path of a folder that you can write"
         ) from error
     return path
 
@@ -94,4 +94,4 @@ def _as_json(key: Mapping[str, Any]) -> Any:
 def _file_of(key: Mapping[str, Any]) -> Path:
     text = json.dumps([FORMAT_VERSION, key], sort_keys=True)
     name = hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
-    return USER_CACHE.expanduser() / "tuned" / f"{name}.json"
+    return user_cache() / "tuned" / f"{name}.json"

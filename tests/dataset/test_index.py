@@ -620,18 +620,18 @@ def make_read_only(monkeypatch):
 
 def test_index_of_a_read_only_root_lies_in_the_user_cache(small, tmp_path, num_builds, monkeypatch):
     make_read_only(monkeypatch)
-    monkeypatch.setattr(storage, "USER_CACHE", tmp_path / "home" / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home" / "cache"))
     open_index(small)
     open_index(small)
     assert num_builds() == 1
     assert not (place_beside(small)).exists()
-    assert [path.name[:4] for path in (tmp_path / "home" / "cache").iterdir()] == ["data"]
+    assert [path.name[:4] for path in (tmp_path / "home/cache/dali_rsb").iterdir()] == ["data"]
 
 
 def test_index_in_a_read_only_root_is_used(small, tmp_path, num_builds, monkeypatch):
     open_index(small)
     make_read_only(monkeypatch)
-    monkeypatch.setattr(storage, "USER_CACHE", tmp_path / "home")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     open_index(small)
     assert num_builds() == 1
     assert not (tmp_path / "home").exists()

@@ -423,15 +423,15 @@ def test_later_runs_and_other_processes_use_the_same_copy(six_files, monkeypatch
 def test_without_a_stored_index_copies_are_kept_in_the_users_cache(
     six_files, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(conversion, "USER_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     index = index_samples([(six_files.path(0), 0)], progress=False)
     copy = Conversions(index).image_array(0).tobytes().decode()
-    assert copy.startswith(str(tmp_path / "cache" / "converted"))
+    assert copy.startswith(str(tmp_path / "cache/dali_rsb/converted"))
 
 
 def test_a_folder_that_cannot_be_written_is_the_users_mistake(six_files, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(conversion, "USER_CACHE", tmp_path / "file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     index = index_samples([(six_files.path(0), 0)], progress=False)
     with pytest.raises(UserError, match="cannot write a converted copy"):
         Conversions(index).image_array(0)

@@ -18,7 +18,6 @@ from dali_rsb.run.processes import Processes
 from dali_rsb.system import cpus
 from dali_rsb.training.assembly import build_trainer, device_batch, train_loader, train_samples
 from dali_rsb.training.datasets import open_training
-from dali_rsb.tuning import store
 from dali_rsb.tuning.search import LoaderRate, Result, Search, Space
 from dali_rsb.tuning.settings import resolve_settings, tuning_key
 from dali_rsb.tuning.store import Tuned, load_tuned, store_tuned
@@ -156,8 +155,8 @@ def test_names_are_those_with_several_values():
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache of the user's."""
-    monkeypatch.setattr(store, "USER_CACHE", tmp_path / "cache")
-    return tmp_path / "cache" / "tuned"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/dali_rsb/tuned"
 
 
 TUNED = Tuned({"prefetch": 5, "decode": "full"}, "2026-05-01", 1100.0, 1000.0)
@@ -184,7 +183,7 @@ def test_a_damaged_file_counts_as_nothing(cache, caplog, text):
 
 def test_a_cache_that_cannot_be_written_is_a_user_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(store, "USER_CACHE", tmp_path / "file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match="cannot store the result"):
         store_tuned({"cpu": "a"}, TUNED)
     assert load_tuned({"cpu": "a"}) is None
