@@ -3,6 +3,7 @@
     PYTHONPATH=.:tests python -m mutation record         # once: which test runs which statement
     PYTHONPATH=.:tests python -m mutation run --count 300 --seed 1
     PYTHONPATH=.:tests python -m mutation report
+    PYTHONPATH=.:tests python -m mutation again   # survivors, by the tests that their verdicts name
 
 All of them go on where they were stopped. They need Linux and a checkout; nothing in it is written
 but `build/mutation`, and by `report` the pages beside this file.
@@ -11,12 +12,21 @@ but `build/mutation`, and by `report` the pages beside this file.
 import argparse
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from mutation import children, imports
-from mutation.choosing import Tests, choose, known_faults
+from mutation.choosing import Tests, choose, find_again, known_faults
 from mutation.plugin import Recorder
-from mutation.reporting import commit_of, write_report
+from mutation.reporting import (
+    LEFT,
+    commit_of,
+    identity,
+    named_tests,
+    read_report,
+    tell_again,
+    write_report,
+)
 from mutation.trials import QUIET, Trials
 
 ROOT = imports.ROOT
@@ -32,7 +42,7 @@ LEFT_OUT = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="mutation", description=__doc__.partition("\n")[0])
-    parser.add_argument("action", choices=("record", "run", "report"))
+    parser.add_argument("action", choices=("record", "run", "report", "again"))
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="faults at a time")
@@ -44,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     os.chdir(ROOT)
     _prepare()
-    {"record": _record, "run": _run, "report": _report}[options.action](options)
+    {"record": _record, "run": _run, "report": _report, "again": _again}[options.action](options)
 
 
 def _prepare() -> None:
@@ -114,6 +124,24 @@ def _report(options: argparse.Namespace) -> None:
         "hangs": sum(row["status"] == "hangs" for row in rows),
     }
     write_report(rows, known, about)
+
+
+def _again(options: argparse.Namespace) -> None:
+    """Try what is not killed in the committed report by the tests that somebody named for it."""
+    report = read_report()
+    found = {identity(row): find_again(row, report["commit"]) for row in report["faults"]}
+    removed = {name for name, fault in found.items() if fault is None}
+    named = {identity(row): named_tests(row) for row in report["faults"] if row["status"] in LEFT}
+    faults = [
+        replace(fault, tests=tests)
+        for name, tests in named.items()
+        if tests and (fault := found[name]) is not None
+    ]
+    children.warm()
+    options.results = OUTPUT / "again.jsonl"
+    Trials(faults, Tests(OUTPUT), options).try_each_anew()
+    newest = {identity(row): row for row in map(json.loads, _lines(options.results))}
+    tell_again(report, newest, removed, commit_of(ROOT))
 
 
 def _lines(path: Path) -> list[str]:

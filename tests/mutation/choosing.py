@@ -3,11 +3,13 @@
 import ast
 import json
 import random
+import subprocess
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 from math import inf
 from pathlib import Path, PurePath
+from typing import Any
 
 from mutation.faults import Fault, faults
 from mutation.imports import ROOT
@@ -75,6 +77,34 @@ def known_faults() -> list[Chosen]:
     return found
 
 
+def find_again(row: dict[str, Any], commit: str) -> Chosen | None:
+    """A fault of a report in the sources of today; None if what it changes is no longer there.
+
+    Args:
+        row: of the report.
+        commit: of the sources that the report is about.
+    """
+    file = row["name"].partition(":")[0]
+    if not (ROOT / file).exists():
+        return None
+    old_line = _source_at(commit, file)[row["line"] - 1].strip()
+    lines = (ROOT / file).read_text().splitlines()
+    same = [
+        Chosen(file, number, fault)
+        for number, fault in enumerate(_faults_of(file))
+        if (fault.operator, fault.before, fault.after)
+        == (row["operator"], row["before"], row["after"])
+        and lines[fault.line - 1].strip() == old_line
+    ]
+    return min(same, key=lambda one: abs(one.fault.line - row["line"]), default=None)
+
+
+@cache
+def _source_at(commit: str, file: str) -> list[str]:
+    command = ["git", "show", f"{commit}:{file}"]
+    return subprocess.check_output(command, cwd=ROOT, text=True).splitlines()
+
+
 def _nothing() -> None:
     pass
 
@@ -93,7 +123,9 @@ class Tests:
         self._of_line: dict[tuple[str, int], set[str]] = defaultdict(set)
         self._of_file: dict[str, set[str]] = defaultdict(set)
         read: dict[str, set[tuple[str, int]]] = {}
-        for row in map(json.loads, (folder / "tests.jsonl").read_text().splitlines()):
+        recorded = folder / "tests.jsonl"
+        rows = recorded.read_text().splitlines() if recorded.exists() else []
+        for row in map(json.loads, rows):
             if row["outcome"] != "passed":
                 continue
             self.seconds[row["test"]] = row["seconds"]

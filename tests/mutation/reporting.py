@@ -5,12 +5,14 @@ when the report is written again.
 """
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 Row = dict[str, Any]
+LEFT = ("survived", "hangs")  # a hang may be a busy machine's
 
 
 def write_report(rows: list[Row], known: list[Row], about: dict[str, Any]) -> None:
@@ -19,20 +21,62 @@ def write_report(rows: list[Row], known: list[Row], about: dict[str, Any]) -> No
     old_report = json.loads(path.read_text()) if path.exists() else {"faults": []}
     old = old_report["faults"]
     about["remark"] = about.get("remark") or old_report.get("remark", "")
-    verdicts = {_identity(row): row["verdict"] for row in old if "verdict" in row}
+    verdicts = {identity(row): row["verdict"] for row in old if "verdict" in row}
     for row in rows:
         if row["status"] != "killed":
-            row["verdict"] = verdicts.get(_identity(row), "")
-    report = about | summary(rows) | {"known": known, "faults": rows}
-    path.write_text(json.dumps(report, indent=1) + "\n")
+            row["verdict"] = verdicts.get(identity(row), "")
+    _write(about | summary(rows) | {"known": known, "faults": rows})
+
+
+def read_report() -> dict[str, Any]:
+    """The committed report."""
+    report: dict[str, Any] = json.loads((HERE / "report.json").read_text())
+    return report
+
+
+def named_tests(row: Row) -> tuple[str, ...]:
+    """The tests that a verdict names, whole modules too."""
+    return tuple(re.findall(r"tests/[\w/]+\.py(?:::[^\s,;]+)?", row.get("verdict", "")))
+
+
+def tell_again(
+    report: dict[str, Any],
+    newest: dict[tuple[str, str, str], Row],
+    removed: set[tuple[str, str, str]],
+    commit: str,
+) -> None:
+    """Write the report with what came of trying again.
+
+    Args:
+        report: the committed one.
+        newest: results of faults that were tried again.
+        removed: faults of code that is no longer there.
+        commit: of the sources that they were tried in.
+    """
+    for row in report["faults"]:
+        if (new := newest.get(identity(row))) and row["status"] in LEFT:
+            row |= {key: new[key] for key in ("status", "code", "by", "why", "tests", "seconds")}
+            row["again"] = commit
+        elif row["status"] in LEFT and identity(row) in removed:
+            row["status"] = "removed"
+    report["commit_again"] = commit
+    report["hangs"] = sum(row["status"] == "hangs" for row in report["faults"])
+    _write(report | summary(report["faults"]))
+
+
+def _write(report: dict[str, Any]) -> None:
+    (HERE / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     (HERE / "report.md").write_text(_page(report))
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:
     """How many were tried, killed (a hang counts), survived, and are equivalent by verdict.
 
+    Faults of code that was removed since count as not tried.
+
     A hang is one on a quiet machine only: there, run what hangs once more.
     """
+    rows = [row for row in rows if row["status"] != "removed"]
     survivors = [row for row in rows if row["status"] == "survived"]
     equivalent = sum(row.get("verdict", "").startswith("equivalent") for row in survivors)
     killed = len(rows) - len(survivors)
@@ -54,7 +98,7 @@ def commit_of(root: Path) -> str:
     return subprocess.check_output(command, cwd=root, text=True).strip()
 
 
-def _identity(row: Row) -> tuple[str, str, str]:
+def identity(row: Row) -> tuple[str, str, str]:
     return row["name"].partition(":")[0], row["before"], row["after"]
 
 
@@ -71,6 +115,7 @@ def _page(report: dict[str, Any]) -> str:
         f"- killed: {report['killed']} of {report['tried']}, **{report['killed_percent']} %**; "
         f"{report['hangs']} of them by the limit of time alone, which a busy machine exceeds too, "
         "so that they may have survived;",
+        *_tried_again(report),
         f"- survived: {report['survived']}, of which {report['equivalent']} change nothing that "
         f"can be observed; without those, {report['killed_percent_without_equivalent']} % are "
         "killed.",
@@ -94,6 +139,20 @@ def _page(report: dict[str, Any]) -> str:
             verdict = _cell(row["verdict"]) or f"not looked at; {row['tests']} tests tried it"
             lines.append(f"| {place} | {change} | {verdict} |")
     return "\n".join(lines) + "\n"
+
+
+def _tried_again(report: dict[str, Any]) -> list[str]:
+    if "commit_again" not in report:
+        return []
+    again = [row for row in report["faults"] if row.get("again")]
+    killed = sum(row["status"] == "killed" for row in again)
+    removed = sum(row["status"] == "removed" for row in report["faults"])
+    return [
+        f"- of those, {killed} had survived, or run out of time, until somebody looked at them; "
+        f"they were put in again at {report['commit_again']} and are killed by tests that were "
+        f"written or named then; {removed} more are of code that was removed as nobody needed it "
+        "(not counted);"
+    ]
 
 
 def _by(row: Row) -> str:

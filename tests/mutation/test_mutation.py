@@ -7,10 +7,11 @@ import sys
 
 import pytest
 from conftest import ROOT
+from mutation import choosing
 from mutation.choosing import choose, known_faults
 from mutation.faults import faults
 from mutation.known import KNOWN
-from mutation.reporting import summary
+from mutation.reporting import named_tests, summary
 
 SOURCE = '''
 """A text: 1 + 1."""
@@ -103,3 +104,27 @@ def test_shares_are_of_all_that_were_tried():
     assert (counted["killed"], counted["survived"], counted["equivalent"]) == (7, 3, 1)
     assert counted["killed_percent"] == 70.0
     assert counted["killed_percent_without_equivalent"] == 77.8
+
+
+def test_a_fault_is_found_again_where_its_line_has_moved(monkeypatch):
+    chosen = next(fault for fault in choose(20, seed=3) if "dali_rsb/" in fault.name)
+    fault, lines = chosen.fault, (ROOT / chosen.file).read_text().splitlines()
+    monkeypatch.setattr(choosing, "_source_at", lambda commit, file: ["", "", *lines])
+    row = {"name": chosen.name, "line": fault.line + 2, "operator": fault.operator}
+    row |= {"before": fault.before, "after": fault.after}
+    found = choosing.find_again(row, "a commit")
+    assert (found.file, found.fault.line, found.fault.before) == (
+        chosen.file,
+        fault.line,
+        fault.before,
+    )
+    assert choosing.find_again(row | {"before": "never there"}, "a commit") is None
+
+
+def test_the_tests_that_a_verdict_names_try_a_fault_again():
+    verdict = "killed by tests/run/test_log.py::test_times[99.5], tests/run/test_meter.py (tried)"
+    assert named_tests({"verdict": verdict}) == (
+        "tests/run/test_log.py::test_times[99.5]",
+        "tests/run/test_meter.py",
+    )
+    assert named_tests({"verdict": "equivalent: a hint"}) == ()
