@@ -34,7 +34,10 @@ hypothesis.settings.load_profile("dali_rsb")
 # import, such as the modules of the tests, which lie on this process's path alone.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["pytest", "hypothesis", "timm", "dali_rsb.training.assembly", "dali_rsb.tuning.apart"]
+    [
+        *("pytest", "hypothesis", "timm", "dali_rsb.training.assembly", "dali_rsb.tuning.apart"),
+        "dali_rsb.kernels.resize_numba",
+    ]
 )
 
 

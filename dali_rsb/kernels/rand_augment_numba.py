@@ -3,20 +3,14 @@
 An image is changed where it lies, and nothing here holds the interpreter lock, so that threads
 share a batch. Importing this module compiles it, for which the function to call comes last: some
 seconds the first time, which Numba's cache saves the next process.
-
-Whole numbers are int32 and real ones float32 or float64, said each time: a literal would make them
-int64, for which there are no vector instructions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 from numba import float32, float64, int32, uint8, uint64
 
+from dali_rsb.kernels.numba_compiled import compiled
 from dali_rsb.kernels.rand_augment import Branch
 
 _SKIP, _WARP, _EQUALIZE = Branch.SKIP.value, Branch.WARP.value, Branch.EQUALIZE.value
@@ -25,22 +19,7 @@ _BRIGHTNESS, _SOLARIZE_ADD = Branch.BRIGHTNESS.value, Branch.SOLARIZE_ADD.value
 _CONTRAST, _COLOR, _SHARPNESS = Branch.CONTRAST.value, Branch.COLOR.value, Branch.SHARPNESS.value
 
 
-def _compiled(*signature: str) -> Callable[[Callable[..., Any]], Any]:
-    """Compile without the interpreter lock; kept in Numba's cache where one is writable."""
-
-    def compile_(function: Callable[..., Any]) -> Any:
-        options: dict[str, Any] = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
-        # Functions that this module alone calls need no wrappers, which take time to compile.
-        options |= {"no_cfunc_wrapper": True, "no_cpython_wrapper": not signature}
-        try:
-            return numba.njit(*signature, cache=True, **options)(function)
-        except RuntimeError:  # no folder for the cache can be written to
-            return numba.njit(*signature, **options)(function)
-
-    return compile_
-
-
-@_compiled()
+@compiled()
 def _warp(source, target, matrix, fill):  # type: ignore[no-untyped-def]
     """Bilinear and truncated, row by row: first where each pixel comes from, then the pixels.
 
@@ -94,7 +73,7 @@ def _warp(source, target, matrix, fill):  # type: ignore[no-untyped-def]
             _blend_pixels(source, place, right, down, x_weight, y_weight, fill, levels, begin, end)
 
 
-@_compiled()
+@compiled()
 def _neighbouring_columns(place, right, down, x_weight, y_weight):  # type: ignore[no-untyped-def]
     """First and end of the columns that come from neighbours and blend two pixels at most.
 
@@ -119,7 +98,7 @@ def _neighbouring_columns(place, right, down, x_weight, y_weight):  # type: igno
     return first, last
 
 
-@_compiled()
+@compiled()
 def _blend_rows(here, there, weight, target):  # type: ignore[no-untyped-def]
     """Levels of neighbouring pixels, blended with others by a weight for each pixel."""
     weights = np.empty(target.shape[0])
@@ -130,7 +109,7 @@ def _blend_rows(here, there, weight, target):  # type: ignore[no-untyped-def]
         target[i] = uint8(int32(level + (float64(there[i]) - level) * weights[i]))
 
 
-@_compiled()
+@compiled()
 def _blend_pixels(  # type: ignore[no-untyped-def]
     source, place, right, down, x_weight, y_weight, fill, target, begin, end
 ):
@@ -160,7 +139,7 @@ def _blend_pixels(  # type: ignore[no-untyped-def]
             target[3 * column + channel] = uint8(int32(upper + (lower - upper) * dy))
 
 
-@_compiled()
+@compiled()
 def _luma(levels, i):  # type: ignore[no-untyped-def]
     """As Pillow converts RGB to L, of the pixel at `i`."""
     red, green, blue = int32(levels[i]), int32(levels[i + 1]), int32(levels[i + 2])
@@ -168,14 +147,14 @@ def _luma(levels, i):  # type: ignore[no-untyped-def]
     return (total + int32(0x8000)) >> int32(16)
 
 
-@_compiled()
+@compiled()
 def _blend(degenerate, level, factor):  # type: ignore[no-untyped-def]
     """PIL.Image.blend of float32 numbers that are whole, truncated."""
     mixed = degenerate + factor * (level - degenerate)
     return uint8(int32(min(max(mixed, float32(0)), float32(255))))
 
 
-@_compiled()
+@compiled()
 def _color(levels, factor):  # type: ignore[no-untyped-def]
     luma = np.empty(levels.shape[0], np.float32)
     for pixel in range(levels.shape[0] // 3):
@@ -187,7 +166,7 @@ def _color(levels, factor):  # type: ignore[no-untyped-def]
         levels[i] = _blend(luma[i], float32(levels[i]), factor)
 
 
-@_compiled()
+@compiled()
 def _sharpness(source, target, factor):  # type: ignore[no-untyped-def]
     """Rows [H, 3 W]: away from the smoothed image, whose outermost pixels are the image's own."""
     height, length = source.shape
@@ -208,7 +187,7 @@ def _sharpness(source, target, factor):  # type: ignore[no-untyped-def]
             sharper[i] = _blend(float32(smooth), float32(levels[i]), factor)
 
 
-@_compiled()
+@compiled()
 def _tables(code, levels, value):  # type: ignore[no-untyped-def]
     """uint8 [3, 256]: what each level becomes, channel by channel."""
     tables = np.empty((3, 256), np.uint8)
@@ -239,7 +218,7 @@ def _tables(code, levels, value):  # type: ignore[no-untyped-def]
     return tables
 
 
-@_compiled()
+@compiled()
 def _equalize(tables, levels):  # type: ignore[no-untyped-def]
     """Pillow's ImageOps.equalize: (n + step // 2) // step for a level with n darker pixels."""
     # Of two pixels in turn: to count one level twice in succession is to wait for the first.
@@ -264,7 +243,7 @@ def _equalize(tables, levels):  # type: ignore[no-untyped-def]
 _LANES = 96  # whole pixels, and whole vectors of 32 bytes
 
 
-@_compiled()
+@compiled()
 def _stretch(tables, levels):  # type: ignore[no-untyped-def]
     """Pillow's ImageOps.autocontrast; a channel of one level stays as it is."""
     lowest, highest = np.full(_LANES, 255, np.uint8), np.zeros(_LANES, np.uint8)
@@ -283,7 +262,7 @@ def _stretch(tables, levels):  # type: ignore[no-untyped-def]
             tables[channel, level] = uint8(int32(stretched))
 
 
-@_compiled()
+@compiled()
 def _look_up(levels, tables):  # type: ignore[no-untyped-def]
     for i in range(0, levels.shape[0], 3):
         levels[i] = tables[0, levels[i]]
@@ -291,7 +270,7 @@ def _look_up(levels, tables):  # type: ignore[no-untyped-def]
         levels[i + 2] = tables[2, levels[i + 2]]
 
 
-@_compiled(
+@compiled(
     "void(uint8[:,:,:,::1], uint8[:,::1], float32[:,::1], float64[:,:,:,::1], uint8[::1], int64, "
     "int64)"
 )

@@ -1,39 +1,35 @@
-"""The resize of the CPU training graph: PyTorch's antialiased uint8 kernel, which is Pillow's.
+"""The resize of the CPU training graph: Pillow's to the bit, where Numba runs.
 
-It takes a fifth of the CPU time of `fn.resize` and comes seven times nearer to Pillow (mean
-difference 0.02 levels instead of 0.17): it rounds in the same places. The GPU graph keeps
-`fn.resize`.
+`fn.resize`, which the GPU graph keeps, is 0.17 levels away from Pillow and takes several times the
+CPU time. Without Numba, PyTorch's kernel does the work (see `torch_resize`).
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
 import numpy as np
-import torch
 from nvidia.dali.pipeline import do_not_convert
-from torch.nn.functional import interpolate
 
+from dali_rsb.dataset.raw.places import DESCRIPTOR, NUM_COLUMNS
 from dali_rsb.dataset.raw.reading import read_window
+from dali_rsb.kernels.numba_support import numba_obstacle
+from dali_rsb.loader.torch_resize import Window, resize_by_torch
 from pipelines.types import INTERPOLATIONS
-
-_MODES = {code: name for name, code in INTERPOLATIONS.items()}
 
 # Each thread gets its share of a batch in a few pieces, so that none idles behind a large image.
 _PIECES_PER_THREAD = 4
 
-# Below, the threads spend more time waiting for Python's lock than they save: at 32 pixels two of
-# them take three times the CPU time of one, at 64 twice, in more time; at 128 a tenth more, in two
-# thirds of the time.
+# Below, a thread takes longer to begin than it saves.
+_IMAGES_PER_PIECE = 8
+
+# PyTorch's kernel alone: below, the threads spend more time waiting for Python's lock than they
+# save. At 32 pixels two of them take three times the CPU time of one, at 64 twice, in more time; at
+# 128 a tenth more, in two thirds of the time.
 _MIN_THREADED_SIZE_PX = 96
-
-# An image, or what reads it.
-_Image = np.ndarray | Callable[[], np.ndarray]
-
-# Image, window (start y, start x, end y, end x), mode of interpolation, place of the result.
-_Sample = tuple[_Image, list[int], str, torch.Tensor]
 
 
 class CpuResize:
@@ -46,7 +42,7 @@ class CpuResize:
 
     def __init__(self, size_px: int, num_threads: int) -> None:
         self._size_px = size_px
-        self._num_pieces = num_threads * _PIECES_PER_THREAD
+        self._max_pieces = num_threads * _PIECES_PER_THREAD
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="resize")
 
     def __del__(self) -> None:
@@ -66,48 +62,70 @@ class CpuResize:
         """Resize the windows of a batch.
 
         Args:
-            images: uint8 [H, W, 3] each.
+            images: uint8 [H, W, 3] each, contiguous.
             starts, ends: the window in whole pixels as float32 (y, x); swapped ends mirror.
             interpolations: a DALIInterpType each, as int32.
             places: where images lie that are read here, see `RawWindows`; no others, if given.
 
         Returns:
             uint8 [size_px, size_px, 3] each.
+
+        Raises:
+            OSError: an image cannot be read, or its file ends before it does.
         """
         batch, size_px = len(images), self._size_px
         results = np.empty((batch, size_px, size_px, 3), np.uint8)
         windows = np.concatenate([np.stack(starts), np.stack(ends)], axis=1).astype(np.int64)
-        modes = [_MODES[int(code)] for code in interpolations]
-        given: Sequence[_Image] = images
-        if len(places):
-            given = [
-                image if place[0] < 0 else partial(read_window, place)
-                for image, place in zip(images, np.stack(places).tolist(), strict=True)
-            ]
-        samples = list(zip(given, windows.tolist(), modes, torch.from_numpy(results), strict=True))
-        if size_px < _MIN_THREADED_SIZE_PX:
-            _resize_all(samples)
+        is_cubic = np.stack(interpolations) == INTERPOLATIONS["bicubic"]
+        raw = np.stack(places) if len(places) else np.empty((0, NUM_COLUMNS), np.int64)
+        if numba_obstacle() is None:
+            failed = np.zeros(batch, np.bool_)
+            of_images = _in_memory(images)
+            resize = importlib.import_module("dali_rsb.kernels.resize_numba").resize_numba
+            work = partial(resize, *of_images, windows, is_cubic, raw, results, failed)
+            self._share_out(work, batch)
+            for row in np.flatnonzero(failed):
+                read_window(raw[row].tolist())  # says why
+                raise OSError("a file with images as pixels could not be read for a moment")
         else:
-            pieces = [samples[first :: self._num_pieces] for first in range(self._num_pieces)]
-            futures = [self._pool.submit(_resize_all, piece) for piece in pieces]
-            # All of them, also if one fails: DALI frees the images once this function is left.
-            wait(futures)
-            for future in futures:
-                future.result()
+            work = partial(_by_torch, images, windows, is_cubic, raw, results)
+            self._share_out(work, batch, is_threaded=size_px >= _MIN_THREADED_SIZE_PX)
         return list(results)
+
+    def _share_out(
+        self, work: Callable[[int, int], None], batch: int, is_threaded: bool = True
+    ) -> None:
+        """Call `work(first, step)`, for every `step`-th image from `first` on, on the threads."""
+        pieces = min(self._max_pieces, batch // _IMAGES_PER_PIECE) if is_threaded else 1
+        if pieces <= 1:
+            work(0, 1)
+            return
+        futures = [self._pool.submit(work, first, pieces) for first in range(pieces)]
+        # All of them, also if one fails: DALI frees the images once this function is left.
+        wait(futures)
+        for future in futures:
+            future.result()
 
 
 @do_not_convert
-def _resize_all(samples: list[_Sample]) -> None:
-    for given, (start_y, start_x, end_y, end_x), mode, result in samples:
-        image = given if isinstance(given, np.ndarray) else given()
-        rows = slice(min(start_y, end_y), max(start_y, end_y))
-        columns = slice(min(start_x, end_x), max(start_x, end_x))
-        window = torch.from_numpy(np.ascontiguousarray(image[rows, columns]))
-        # Batch axis first, channels last only then: in that order PyTorch sees that the pixels are
-        # channels-last, and neither it nor the copy below turns them around.
-        resized = interpolate(
-            window[None].permute(0, 3, 1, 2), size=result.shape[:2], mode=mode, antialias=True
-        )
-        mirrored = [axis for axis, turned in ((2, start_y > end_y), (3, start_x > end_x)) if turned]
-        result.copy_((resized.flip(mirrored) if mirrored else resized)[0].permute(1, 2, 0))
+def _in_memory(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Addresses, int64 [B], and (height, width), int64 [B, 2], of contiguous images."""
+    addresses = [image.__array_interface__["data"][0] for image in images]
+    shapes = [image.shape[:2] for image in images]
+    return np.array(addresses, np.int64), np.array(shapes, np.int64)
+
+
+@do_not_convert
+def _by_torch(
+    images: Sequence[np.ndarray],
+    windows: np.ndarray,
+    is_cubic: np.ndarray,
+    raw: np.ndarray,
+    results: np.ndarray,
+    first: int,
+    step: int,
+) -> None:
+    for row in range(first, len(images), step):
+        is_raw = len(raw) > 0 and raw[row, DESCRIPTOR] >= 0
+        image = partial(read_window, raw[row].tolist()) if is_raw else images[row]
+        resize_by_torch(Window(image, windows[row].tolist(), bool(is_cubic[row]), results[row]))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
-import time
 from dataclasses import replace
 from typing import Literal
 
@@ -21,10 +18,6 @@ from dali_rsb.loader.transfer import to_device
 from pipelines.types import IMAGENET_FILL
 
 RandAugmentBackend = Literal["auto", "dali", "triton", "numba"]
-
-logger = logging.getLogger(__name__)
-
-_WORTH_A_LINE_S = 3.0  # reading it from the cache takes half a second
 
 
 def rand_augment(
@@ -104,22 +97,6 @@ def _obstacles(device: torch.device) -> dict[str, str | None]:
     if device.type == "cuda":
         return {"triton": triton_obstacle(), "numba": "it needs run.device=cpu"}
     return {"triton": "it needs a GPU", "numba": numba_obstacle()}
-
-
-def compile_kernels(transform: TrainTransform, device: torch.device) -> None:
-    """Compile what Numba compiles, where it will be used: now, and not under the first batch."""
-    if transform.randaugment is None or transform.randaugment_by == "pipeline":
-        return
-    if device.type == "cuda" or numba_obstacle() is not None:
-        return
-    start_s = time.perf_counter()
-    importlib.import_module("dali_rsb.kernels.rand_augment_numba")
-    duration_s = time.perf_counter() - start_s
-    if duration_s > _WORTH_A_LINE_S:
-        logger.info(
-            "RandAugment was compiled for this CPU in %.0f s; Numba keeps it for later runs",
-            duration_s,
-        )
 
 
 def describe_randaugment(transform: TrainTransform, device: torch.device) -> str | None:

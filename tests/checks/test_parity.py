@@ -138,8 +138,9 @@ def test_a_resize_without_antialias_is_off(comparison, monkeypatch):
         return lambda *arguments, **options: resize(*arguments, **{**options, "antialias": False})
 
     monkeypatch.setattr("pipelines.decoding.fn.resize", without_antialias(fn.resize))
+    monkeypatch.setattr("dali_rsb.loader.cpu_resize.numba_obstacle", lambda: "not installed")
     interpolate = without_antialias(torch.nn.functional.interpolate)
-    monkeypatch.setattr("dali_rsb.loader.cpu_resize.interpolate", interpolate)
+    monkeypatch.setattr("dali_rsb.loader.torch_resize.interpolate", interpolate)
     verdicts = {stage.name: stage.verdict for stage in comparison.stages()}
     assert verdicts["evaluation transform, 96/0.95 bicubic"] == "off"
     assert verdicts["crop + resize + flip, bicubic, roi decode"] == "off"

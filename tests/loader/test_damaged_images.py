@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from damage import in_child
 
+from dali_rsb.kernels import resize_numba
 from dali_rsb.loader import cpu_resize
 
 
@@ -18,20 +19,19 @@ def test_a_resize_that_fails_waits_for_its_threads(monkeypatch):
     # DALI frees the images when the resize is left.
     still_reading = threading.Semaphore(0)
 
-    def resize_all(samples):
-        if samples[0][0].shape[0] == 1:
+    def resize_some(addresses, shapes, *others):
+        if others[-2] == 0:
             raise ValueError("the first piece")
         time.sleep(0.1)
         still_reading.release()
 
-    monkeypatch.setattr(cpu_resize, "_resize_all", resize_all)
+    monkeypatch.setattr(resize_numba, "resize_numba", resize_some)
     num_threads, size_px = 2, 96
-    heights = [1, 2, 2, 2, 2, 2, 2, 2]  # one image for each piece of a thread
-    images = [np.zeros((height, 2, 3), np.uint8) for height in heights]
+    images = [np.zeros((2, 2, 3), np.uint8)] * 64  # eight pieces
     start, end = np.zeros(2, np.float32), np.ones(2, np.float32)
     resize = cpu_resize.CpuResize(size_px, num_threads)
     with pytest.raises(ValueError, match="the first piece"):
-        resize(images, [start] * 8, [end] * 8, [np.int32(1)] * 8)
+        resize(images, [start] * 64, [end] * 64, [np.int32(1)] * 64)
     assert all(still_reading.acquire(blocking=False) for _ in range(7))
 
 
