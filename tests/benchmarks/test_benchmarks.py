@@ -330,7 +330,8 @@ def test_parts_of_a_candidate_are_measured_each_for_itself():
         num_cpus=1,
         progress=lines.append,
     )
-    order = [line.split("  ")[1].split(":")[0] for line in lines]
+    assert lines[:2] == ["starting 1 of 2: x", "starting 2 of 2: y"]
+    order = [line.split("  ")[1].split(":")[0] for line in lines[2:]]
     assert order == ["x, one", "x, two", "y", "y", "x, two", "x, one"]
     assert measured.facts["x"] == {"a": 1}
     (first, second) = measured.sections["x, one"]
