@@ -75,7 +75,7 @@ setup(
         "pyyaml>=6",
         "tqdm>=4.66",
         "jinja2>=3.1",  # HTML pages; PyTorch needs it anyway
-        "numba>=0.61",  # RandAugment on a CPU, which is left to DALI where it cannot be imported
+        "numba>=0.61",  # resize and RandAugment on a CPU; else PyTorch and DALI do them
     ],
     extras_require={
         "cuda12": CUDA12,
