@@ -42,7 +42,7 @@ from benchmarks.peers_stored import (
     webdataset_loader,
 )
 from benchmarks.report import BatchCounts, Work, new_report
-from dali_rsb.errors import run_command
+from dali_rsb.errors import UserError, run_command
 
 Candidate = Callable[[], BatchCounts]
 OURS = "dali_rsb"
@@ -161,6 +161,20 @@ def _pairs(candidates: Mapping[str, Candidate]) -> tuple[RatePair, ...]:
     )
 
 
+def matching(group: Group, texts: Sequence[str] | None) -> Group:
+    """The candidates whose name holds one of some texts; all for None."""
+    if texts is None:
+        return group
+    candidates = {
+        name: start
+        for name, start in group.candidates.items()
+        if any(text in name for text in texts)
+    }
+    if not candidates:
+        raise UserError(f"--match: no candidate is named like {' or '.join(texts)}")
+    return Group(candidates, _pairs(candidates))
+
+
 GROUPS: dict[str, Callable[[LoaderTask, Stored], Group]] = {
     "same_pixels": same_pixels_group,
     "anything_goes": anything_goes_group,
@@ -182,6 +196,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of a timed section, at least")
     parser.add_argument("--batches", type=int, default=4, help="of a timed section at least")
     parser.add_argument("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument(
+        "--match", nargs="+", metavar="TEXT", help="only candidates whose name holds one of these"
+    )
     options = parser.parse_args(arguments)
     task = task_of(options)
     prepared = None if options.prepared is None else options.prepared.absolute()
@@ -194,9 +211,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "rounds": options.repeats,
             "seconds": work.seconds,
             "packs": sorted(form.packs),
+            "match": options.match,
         },
     )
-    asked = {name: GROUPS[name](task, form) for name in options.only}
+    asked = {name: matching(GROUPS[name](task, form), options.match) for name in options.only}
     measure_groups(report, asked, work, options.repeats, task, options.output)
 
 

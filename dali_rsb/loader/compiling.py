@@ -18,7 +18,10 @@ _WORTH_A_LINE_S = 3.0  # reading them from the cache takes half a second
 
 def compile_kernels(transform: TrainTransform, device: torch.device) -> None:
     """Compile the kernels of a training loader, where Numba runs."""
-    if device.type == "cuda" or numba_obstacle() is not None:
+    if device.type == "cuda":
+        return
+    if (obstacle := numba_obstacle()) is not None:
+        logger.warning("images are resized by PyTorch, which takes longer: %s", obstacle)
         return
     modules = ["resize_numba"]
     if transform.randaugment is not None and transform.randaugment_by == "kernels":

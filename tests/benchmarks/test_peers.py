@@ -209,6 +209,18 @@ def test_packs_are_given_by_name(tmp_path):
             list(named_packs([wrong]))
 
 
+def test_some_candidates_alone_are_measured_and_compared(task, tmp_path):
+    from benchmarks import peer_loaders
+
+    form = peer_loaders.Stored(packs={"tiles": tmp_path})
+    group = peer_loaders.matching(peer_loaders.anything_goes_group(task, form), ["tiles", "FFCV"])
+    assert "dali_rsb tiles plain" in group.candidates
+    assert all("tiles" in name or "FFCV" in name for name in group.candidates)
+    assert {pair.ours for pair in group.comparisons} == {"dali_rsb tiles plain"}
+    with pytest.raises(UserError, match="no candidate is named like nothing or this"):
+        peer_loaders.matching(group, ["nothing", "this"])
+
+
 def test_the_requirements_of_the_peers_are_pinned():
     lines = (ROOT / "benchmarks/peers.txt").read_text().splitlines()
     pinned = [line for line in lines if line and not line.startswith("#")]
