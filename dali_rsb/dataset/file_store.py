@@ -14,12 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from dali_rsb.dataset.image_header import (
-    NO_STAMP,
-    ImageFormat,
-    read_header,
-    read_stamped_header,
-)
+from dali_rsb.dataset.image_header import NO_STAMP, ImageFormat, read_stamped_header
 from dali_rsb.dataset.store import ImageStore, Keys, Rows, Stamp, file_stamp
 
 if TYPE_CHECKING:
@@ -63,9 +58,6 @@ class FileStore(ImageStore):
 
     def open(self, row: int) -> BinaryIO:
         return self.path(row).open("rb")
-
-    def header(self, row: int) -> tuple[int, int, ImageFormat]:
-        return read_header(self._prefix + self.keys[row])
 
     def stamped_header(self, row: int) -> tuple[int, int, ImageFormat, int, int]:
         return read_stamped_header(self._prefix + self.keys[row])

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from dali_rsb.dataset.classes import checked_names
-from dali_rsb.dataset.image_header import ImageFormat, read_header_of_bytes
+from dali_rsb.dataset.image_header import NO_STAMP, ImageFormat, read_header_of_bytes
 from dali_rsb.dataset.label_texts import labels_of_texts
 from dali_rsb.dataset.natural_order import natural_sorted
 from dali_rsb.dataset.ordering import path_order
@@ -125,10 +125,10 @@ class ShardStore(ImageStore):
     def name(self, row: int) -> str:
         return f"{self.names[self.numbers[row]]}:{super().name(row)}"
 
-    def header(self, row: int) -> tuple[int, int, ImageFormat]:
+    def stamped_header(self, row: int) -> tuple[int, int, ImageFormat, int, int]:
         # Of the image's bytes only those of the header are read from the disk.
         ((shard, start, end),) = self.places(np.array([row]))
-        return read_header_of_bytes(shard.data[start:end])
+        return *read_header_of_bytes(shard.data[start:end]), *NO_STAMP
 
     def stamp(self, row: int) -> Stamp:
         return file_stamp(self.shard(row))

@@ -162,16 +162,13 @@ class ImageStore(abc.ABC):
         """
         return io.BytesIO(self.arrays(np.array([row]))[0].tobytes())
 
-    def header(self, row: int) -> tuple[int, int, ImageFormat]:
-        """Width and height in pixels, and format; see `image_header.read_header`."""
-        return read_header_of_bytes(self.arrays(np.array([row]))[0])
-
     def stamped_header(self, row: int) -> tuple[int, int, ImageFormat, int, int]:
-        """`header`, and the file's mtime in nanoseconds and size in bytes before it was read.
+        """Width and height in pixels, and format, see `image_header.read_header`; and a stamp.
 
-        They are `NO_STAMP` where an image is no file of its own, or the file is missing.
+        That is the file's mtime in nanoseconds and its size in bytes before it was read, `NO_STAMP`
+        where an image is no file of its own, or the file is missing.
         """
-        return *self.header(row), *NO_STAMP
+        return *read_header_of_bytes(self.arrays(np.array([row]))[0]), *NO_STAMP
 
     def current_stamps(self, rows: Rows) -> npt.NDArray[np.int64] | None:
         """The stamps of images' files as they are now, int64 [n, 2]; None if no image is one.

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dali_rsb.errors import UserError
-from dali_rsb.system.files import read_json
-from dali_rsb.system.names import printable
+from dali_rsb.system.files import UnreadableFileError, read_json
 
 NUM_CLASSES = 1000
 
@@ -73,5 +72,5 @@ def read_real(path: Path) -> list[list[int]]:
         for entry in entries
     )
     if not good or not entries:
-        raise UserError(f"{printable(path, 120)} holds something else: {_REAL}")
+        raise UnreadableFileError(path, "holds something else", _REAL)
     return entries

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import math
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import nn
 
-from dali_rsb.errors import UserError
+from dali_rsb.errors import UserError, suggestion
 from dali_rsb.optim.groups import param_groups
 from dali_rsb.optim.lamb import Lamb, kernel_obstacle
 
@@ -80,11 +79,8 @@ def create_optimizer(
             `layer_decay` for a model that does not say what its layers are.
     """
     if name not in _OPTIMIZERS:
-        nearest = difflib.get_close_matches(name, _OPTIMIZERS, n=1, cutoff=0.0)[0]
-        choices = ", ".join(_OPTIMIZERS)
-        raise UserError(
-            f"unknown optimizer {name!r}, did you mean {nearest!r}? The choices are: {choices}"
-        )
+        nearest, choices = suggestion(name, _OPTIMIZERS, cutoff=0.0), ", ".join(_OPTIMIZERS)
+        raise UserError(f"unknown optimizer {name!r}{nearest} The choices are: {choices}")
     entry = _OPTIMIZERS[name]
     if backend not in entry.backends:
         having = " or ".join(n for n, other in _OPTIMIZERS.items() if backend in other.backends)

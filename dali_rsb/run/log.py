@@ -154,7 +154,7 @@ class _LogFile(logging.FileHandler):
 
 
 def duration(seconds: float) -> str:
-    """A time for people: "45 s", "12 min" or "9.5 h", each with two digits at least."""
+    """A time for people: "45 s" below 100 s, "12 min" below 100 min, from there on "9.5 h"."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = seconds / 60

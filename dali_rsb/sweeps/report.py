@@ -84,9 +84,10 @@ def table(metric: str, results: Results) -> str:
 
 def _compared(setting: str, baseline: str, comparison: Comparison) -> list[str]:
     paired, unpaired = comparison.paired, comparison.unpaired
-    percent = f"{100 * CONFIDENCE:.0f} %"
+    percent, between = f"{100 * CONFIDENCE:.0f} %", " against "
+    width = (_WIDTH - len(between)) // 2
     lines = [
-        f"{_shortened(setting, 36)} against {_shortened(baseline, 34)}",
+        f"{_shortened(setting, width)}{between}{_shortened(baseline, width)}",
         f"  difference {paired.difference:+.4f}, {percent} interval over "
         f"{comparison.num_pairs} seeds:",
         f"  paired    +- {paired.half_width:.4f}   {_judged(paired.holds_zero)}",

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dali_rsb.errors import UserError
+from dali_rsb.errors import UserError, suggestion
 from dali_rsb.kernels.bce import mixed_bce, sparse_targets
 
 
@@ -134,8 +132,8 @@ def create_loss(
         if target_threshold is not None:
             raise UserError("target_threshold belongs to the loss 'bce': leave it out for 'ce'")
         return MixedCrossEntropy(smoothing, class_weights)
-    nearest = difflib.get_close_matches(name, ("bce", "ce"), n=1, cutoff=0.0)[0]
-    raise UserError(f"unknown loss {name!r}, did you mean {nearest!r}? The choices are: bce, ce")
+    nearest = suggestion(name, ("bce", "ce"), cutoff=0.0)
+    raise UserError(f"unknown loss {name!r}{nearest} The choices are: bce, ce")
 
 
 def balanced_weights(labels: npt.NDArray[np.int64], num_classes: int) -> Tensor:

@@ -130,7 +130,12 @@ def test_every_photograph_is_within_the_limits(photo_folder):
     index = open_index(photo_folder, progress=False)
     stages = list(stages_of.Comparison(index, np.arange(14), 128, None).stages())
     assert not [stage.name for stage in stages if stage.verdict == "off"]
-    assert next(stage for stage in stages if stage.name.startswith("training")).mean < 0.4
+    *_, training, evaluation = stages
+    assert training.name.startswith("training")
+    assert training.mean < 0.4
+    # Evaluation has one picture of each image, training several random ones.
+    pictures = [stage.figures()["num_values"] / (128 * 128 * 3) for stage in (training, evaluation)]
+    assert pictures == [14 * stages_of.NUM_EPOCHS, 14]
 
 
 def test_a_resize_without_antialias_is_off(comparison, monkeypatch):

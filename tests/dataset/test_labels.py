@@ -369,6 +369,18 @@ def test_labels_in_json(tmp_path):
         open_index(tmp_path / "s", reading=Reading(label_key="no"))
 
 
+@pytest.mark.parametrize("label_key", [None, "label"])
+def test_the_name_of_a_class_has_up_to_1000_characters(tmp_path, label_key):
+    names = {"longest": 1000 * "x", "longer": 1001 * "x"}
+    for folder, name in names.items():
+        label = ("1.json", json.dumps({"label": name})) if label_key else ("1.cls", name)
+        shard(tmp_path / folder / "0.tar", [("1.jpg", JPEG), (label[0], label[1].encode())])
+    reading = Reading(label_key=label_key)
+    assert open_index(tmp_path / "longest", reading=reading).classes == (names["longest"],)
+    with pytest.raises(UserError, match=r"a \.cls file holds a|write whole numbers"):
+        open_index(tmp_path / "longer", reading=reading)
+
+
 @pytest.mark.parametrize("name", ["0.tar.gz", "0.tar"])
 def test_compressed_shards_are_refused_with_the_command_that_unpacks_them(tmp_path, name):
     plain = shard(tmp_path / "plain.tar", [("a.jpg", JPEG), ("a.cls", b"0")])

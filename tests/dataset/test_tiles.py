@@ -11,7 +11,7 @@ from benchmarks.jpeg_kinds import encoded, jpegs, picture, with_fill_bytes
 from benchmarks.tile_pixels import cut_out, decode_windows, decoded_of_tiles, windows_of
 from dali_rsb.dataset.tiles import assembly, transcoding
 from dali_rsb.dataset.tiles.assembly import cut
-from dali_rsb.dataset.tiles.layout import CannotTileError, Tiles, read_layout
+from dali_rsb.dataset.tiles.layout import TILE_ARRAYS, CannotTileError, Tiles, read_layout
 from dali_rsb.dataset.tiles.transcoding import check_jpegtran, tile_mcus, transcode
 from dali_rsb.dataset.windows import Windows
 from dali_rsb.errors import UserError
@@ -94,6 +94,19 @@ def test_a_batch_is_cut_at_once():
     expected = cut_out([_decoded(jpegs_[i]) for i in images[found.rows]], of_originals)
     pixels = cut_out([_decoded(jpeg.tobytes()) for jpeg in small], inside)
     assert all(map(np.array_equal, pixels, expected))
+
+
+@pytest.mark.parametrize("rows", [[2, 0, 0, 1], [3], []])
+def test_the_layouts_of_some_images_are_as_if_there_were_no_others(rows):
+    sizes = [(320, 64), (96, 96), (64, 64)]
+    layouts = [read_layout(_tiled_by_pillow(size, seed)) for seed, size in enumerate(sizes)]
+    layouts.append(None)
+    taken = Tiles.of_layouts(layouts).take(np.array(rows, np.int64))
+    expected = Tiles.of_layouts([layouts[row] for row in rows])
+    for name in TILE_ARRAYS:
+        column, other = getattr(taken, name), getattr(expected, name)
+        assert column.dtype == other.dtype
+        assert column.tolist() == other.tolist(), name
 
 
 def test_nothing_is_cut_of_a_batch_without_tiles():

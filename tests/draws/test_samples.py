@@ -68,6 +68,15 @@ def test_mixing_and_erasing_change_with_the_epoch():
     assert not np.array_equal(erased[0].rows, erased[1].rows)
 
 
+def test_noise_has_all_bits_of_its_number_as_a_seed():
+    """As in published runs: what fills a box changes with any other factor."""
+    samples = _samples(erasing=ErasingPolicy(1.0, mode="pixel"))
+    drawn = samples.erasing_draws(BatchSpec(np.arange(len(ROWS)), len(ROWS), 1, ROWS))
+    numbers = _draw(Stream.ERASING_NOISE, 1)[drawn.rows, 0]
+    assert drawn.seeds.tolist() == [int(number * 2**53) for number in numbers]
+    assert (drawn.seeds % 2).any()
+
+
 @pytest.mark.parametrize(("off_epoch", "mixing_epochs"), [(0, [0, 1, 2]), (1, [0]), (2, [0, 1])])
 def test_mixing_ends_with_its_last_epoch(off_epoch, mixing_epochs):
     samples = _samples(mixing=MixPolicy(0.5, 0.0, mode="elem"), mixing_off_epoch=off_epoch)

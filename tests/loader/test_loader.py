@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 from dataclasses import fields, replace
 from types import SimpleNamespace
 from typing import ClassVar
@@ -379,3 +380,16 @@ def test_mixing_stops_at_its_off_epoch(index):
     samples = _train_samples(index, BatchLayout(16, 16), mixing_off_epoch=2)
     lams = [samples.prepare(next(samples.specs(epoch))).mixes[0].lam for epoch in range(4)]
     assert [bool((lam == 1).all()) for lam in lams] == [False, False, True, True]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 warns of fork
+def test_a_process_forks_once_its_pipelines_are_at_rest(monkeypatch):
+    """A fork in the middle of a run would leave DALI's locks taken in the child for ever."""
+    runner, settled = executor.PipelineRunner(None, 2), []
+    monkeypatch.setattr(runner, "settle", lambda: settled.append(os.getpid()))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if executor._INHERITED else 1)  # what it has, but must not use
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert settled == [os.getpid()]
+    assert not executor._HALTED

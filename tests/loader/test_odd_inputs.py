@@ -364,6 +364,20 @@ def test_a_file_that_only_the_gpu_rejects_is_converted(six_files, monkeypatch, c
         bad_images.find(np.arange(6), failure, device_id=0)
 
 
+def test_a_gpu_is_asked_only_where_the_cpu_finds_nothing(six_files, monkeypatch):
+    def check_pipeline(source, device_id=None):
+        assert device_id is None
+        return decode_check_pipeline(source)
+
+    monkeypatch.setattr("dali_rsb.loader.bad_images.decode_check_pipeline", check_pipeline)
+    png = six_files.path(2).read_bytes()
+    six_files.path(2).write_bytes(png[: len(png) // 2])
+    bad_images = BadImages(six_files)
+    bad_images.admit(np.arange(6))  # its header is whole
+    bad_images.find(np.arange(6), RuntimeError("decoding failed"), device_id=0)
+    assert bad_images.replacements == {2: 3}
+
+
 def test_a_gpu_that_fails_is_not_an_images_fault(six_files, monkeypatch):
     out_of_memory = "CUDA runtime API error cudaErrorMemoryAllocation (2): out of memory"
 

@@ -1,5 +1,8 @@
 """Evaluation batches by Pillow: the reference transform of each image, in order, or one line."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -47,10 +50,26 @@ def test_an_image_that_pillow_cannot_decode_is_named(photo_folder, tmp_path):
         list(loader.batches(samples.specs()))
 
 
-def test_stopping_early_is_safe(photo_folder):
+def test_who_stops_early_waits_for_no_image_that_is_not_begun(photo_folder, monkeypatch):
     samples = samples_of(photo_folder)
     loader = PillowLoader(samples, "bicubic", torch.device("cpu"), num_threads=1)
+    decode, decoded, closing = loader._pixels, [], threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, *arguments, **options):
+            closing.set()
+            super().shutdown(*arguments, **options)
+
+    def decode_after_the_first_batch_once_it_closes(row):
+        decoded.append(row)
+        if len(decoded) > 4:
+            closing.wait(60)
+        return decode(row)
+
+    monkeypatch.setattr("dali_rsb.loader.pillow.ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(loader, "_pixels", decode_after_the_first_batch_once_it_closes)
     batches = loader.batches(samples.specs())
     next(batches)
     batches.close()
+    assert len(decoded) <= 5  # of eight: the batch, and what the thread was at
     assert len(list(loader.batches(samples.specs()))) == 2

@@ -313,6 +313,14 @@ def test_autocast_keeps_activations_in_half_precision():
     assert {name: dtype for name, dtype in dtypes.items() if dtype != torch.bfloat16} == {}
 
 
+def test_a_network_is_imagenets_and_drops_nothing_unless_asked():
+    asked = {"num_classes": 1000, "drop_path": 0.0, "dropout": 0.0}
+    expected = str(meta_model(create_model, "resnet18", **asked))
+    assert "Drop" not in expected
+    assert str(meta_model(create_model, "resnet18")) == expected
+    assert str(meta_model(ResNet, RESNET_SPECS["resnet18"])) == expected
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", ["resnet18", "resnetrs50"])
 def test_compiles_to_one_graph(name, training):

@@ -53,6 +53,14 @@ def test_auto_with_one_float64_parameter_is_foreach(cpu_counts_as_gpu):
     assert create("auto", model=model).backend == "foreach"
 
 
+def test_auto_with_parameters_on_several_devices_is_foreach(cpu_counts_as_gpu, monkeypatch):
+    monkeypatch.setattr(lamb_module, "_TRITON_DEVICES", ("cpu", "meta"))
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3, device="meta"))
+    optimizer = create("auto", model=model)
+    assert optimizer.backend == "foreach"
+    assert "the parameters are on several devices" in describe_backend(optimizer)
+
+
 def test_foreach_on_a_gpu(cpu_counts_as_gpu):
     optimizer = create("foreach")
     assert optimizer.backend == "foreach"

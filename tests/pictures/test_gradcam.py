@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 
 import numpy as np
@@ -93,6 +94,10 @@ def test_the_class_that_is_asked_for(
     )
     assert brightest(found["red/a.png", "1"]) == of_red
     assert brightest(found["blue/b.png", "1"]) == of_blue
+    # The page names a map's class where it is not the prediction that stands there already.
+    others = [one["map_of"] for one in found.values() if one["map_of"] != one["predicted"]]
+    page = (tmp_path / "gradcam.html").read_text()
+    assert sorted(re.findall(r">map of (\w+), [\d.]+ %<", page)) == sorted(others)
 
 
 @pytest.fixture(scope="module")

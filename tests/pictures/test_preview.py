@@ -126,6 +126,7 @@ def test_the_chart_shows_the_pipeline_s_pixels_beside_pillow_s(folder, written):
             assert np.array_equal(pillows, np.asarray(expected)), (name, signed)
             difference = np.abs(ours - pillows)
             assert difference.max() == entry["largest_difference"]
+            assert abs(difference.mean() - entry["mean_difference"]) < 1e-5
             assert difference.mean() < 0.6
             changed += (ours != np.asarray(before)).any()
     assert changed > 40  # of 51

@@ -1,6 +1,7 @@
 """`dali-rsb report`: what it reads from a run folder, and what it makes of it."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -243,7 +244,12 @@ def test_a_page_of_two_runs(two_runs, tmp_path, monkeypatch):
         "45 s (",
     ):
         assert part in text, part
-    assert text.count("Validation top-1, %") >= 3  # against epochs, images and time
+    losses = ("Training loss", "Validation cross-entropy of the trained weights")
+    for curve in ("Validation top-1, %", *losses, "Learning rate"):
+        assert text.count(f'"{curve} against ') == 3, curve  # epochs, images and time
+    columns = re.findall('<th scope="col"( class="number")?>(run|best top-1|time)<', text)
+    right = ' class="number"'  # in the table of results; the first of the other has runs too
+    assert columns == [("", "run"), (right, "best top-1"), (right, "time"), ("", "run")]
     for width, dark in ((PHONE_PX, True), (DESKTOP_PX, False)):
         assert shown(tmp_path / "page.html", width, dark).width == width
 

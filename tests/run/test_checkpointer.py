@@ -5,6 +5,7 @@ import math
 import random
 import resource
 import shutil
+import threading
 import time
 
 import pytest
@@ -70,6 +71,7 @@ def test_a_flipped_bit_anywhere_is_noticed_and_the_one_before_taken(tmp_path, ca
         {"updates_done": "abc"},
         {"updates_done": 10**9},
         {"updates_per_epoch": 0},
+        {"updates_done": 0, "updates_per_epoch": 0},
         {"best_top1": math.nan},
     ],
 )
@@ -175,16 +177,25 @@ def test_checkpoints_are_due_by_the_clock(tmp_path):
     assert not Checkpointer(None, every_s=0.0).is_due
 
 
-def test_saving_returns_before_the_checkpoint_is_written(tmp_path, monkeypatch):
+def test_saving_returns_before_its_checkpoint_is_written_and_after_the_one_before(
+    tmp_path, monkeypatch
+):
+    """A disk that is too slow holds the training up, rather than fill the memory with states."""
+    may_write = threading.Event()
+
     def slow(path, state):
-        time.sleep(0.5)
+        may_write.wait(60)
         save_checkpoint(path, state)
 
     monkeypatch.setattr(module, "save_checkpoint", slow)
     checkpointer = Checkpointer(tmp_path)
-    checkpointer.save(_state())
+    checkpointer.save(_state(1))
     assert not (tmp_path / "last.pt").exists()
+    threading.Timer(0.05, may_write.set).start()
+    checkpointer.save(_state(2))
+    assert (tmp_path / "last.pt").exists()
     assert checkpointer.last == tmp_path / "last.pt"
+    assert load_checkpoint(checkpointer.last)["updates_done"] == 2
 
 
 def test_other_programs_load_the_model_that_was_judged(tmp_path):

@@ -272,6 +272,23 @@ def test_a_missing_package_is_named_before_anything_is_read(monkeypatch, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_local_files_lie_in_a_folder_that_may_be_there_already(tmp_path):
+    folder = tmp_path / "of" / "services"
+    run = RunInfo(tmp_path, {}, 4, 0, tracking=TrackingOptions(folder=folder))
+    assert services.local_folder(run) == services.local_folder(run) == folder
+    assert folder.is_dir()
+    assert services.local_folder(replace(run, tracking=TrackingOptions())) == tmp_path
+
+
+def test_tensorboard_begins_with_no_point_and_so_gets_all(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from dali_rsb.run.trackers.tensorboard_events import TensorBoard
+
+    service = TensorBoard(RunInfo(tmp_path, {}, 4, 4))
+    assert service.begin(last_images=4) == -1  # of batches of one, the first point is at 1
+    service.close()
+
+
 def test_every_service_is_an_extra_and_a_choice():
     from dali_rsb.config.sections import Config
 

@@ -125,7 +125,10 @@ def test_without_an_evaluation_an_epoch_is_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [(0.4, "0 s"), (99, "99 s"), (100, "2 min"), (5900, "98 min"), (5990, "1.7 h")],
+    [
+        *((0.4, "0 s"), (99.4, "99 s"), (99.5, "2 min"), (100, "2 min")),
+        *((5900, "98 min"), (5969, "99 min"), (5970, "1.7 h"), (5990, "1.7 h")),
+    ],
 )
 def test_times_are_told_in_the_unit_that_fits(seconds, expected):
     assert duration(seconds) == expected

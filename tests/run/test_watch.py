@@ -1,5 +1,6 @@
 """Processes end together: whatever happens to one of two, the other ends and says why."""
 
+import ctypes
 import os
 import re
 import signal
@@ -8,10 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import rank_worker
 from conftest import ROOT, SERVER
+from torch.distributed import HashStore
+
+from dali_rsb.errors import UserError
+from dali_rsb.run import watch
+from dali_rsb.run.processes import _end_with_launcher
+from dali_rsb.run.watch import Watch
 
 WORKER = Path(__file__).with_name("rank_worker.py")
 
@@ -83,6 +91,46 @@ def test_a_scan_may_take_longer_than_the_time_out(tmp_path):
 def test_a_rank_that_cannot_say_what_it_is_at_goes_on(tmp_path):
     said, codes = _output(tmp_path, _pair(tmp_path, "wordless", timeout_s=2))
     assert codes == [0, 0], said
+
+
+def test_the_time_out_runs_from_a_ranks_first_beat(monkeypatch):
+    store, now_s = HashStore(), time.monotonic()
+    first, second = (Watch(store, store, rank, 2, timeout_s=5) for rank in range(2))
+    silent = []
+    monkeypatch.setattr(second, "_end_silent", lambda ranks, heard: silent.append(ranks))
+    first._beat(0)
+    for later_s, expected in ((4, []), (8, []), (10, [[0]])):
+        clock = SimpleNamespace(monotonic=lambda at_s=now_s + later_s: at_s)
+        monkeypatch.setattr(watch, "time", clock)
+        second._listen()
+        assert silent == expected
+
+
+def test_why_a_run_ends_is_said_on_stderr_alone(monkeypatch, capsys):
+    monkeypatch.setattr(watch, "_exit", sys.exit)
+    monkeypatch.setattr(watch, "BEAT_S", 0.0)
+    store = HashStore()
+    with pytest.raises(SystemExit) as ended:
+        Watch(store, store, 0, 2, timeout_s=5).fail(UserError("train is empty; give images"))
+    assert ended.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err == "error: rank 0: train is empty; give images\n"
+    assert printed.out == ""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+def test_the_kernel_is_asked_to_end_a_rank_with_its_launcher(monkeypatch):
+    """One that hangs, or has no watch yet, ends too."""
+    set_signal, get_signal = 1, 2  # PR_SET_PDEATHSIG and PR_GET_PDEATHSIG of <sys/prctl.h>
+    prctl, before, asked = ctypes.CDLL(None).prctl, ctypes.c_int(), ctypes.c_int()
+    prctl(get_signal, ctypes.byref(before), 0, 0, 0)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    try:
+        _end_with_launcher()
+        prctl(get_signal, ctypes.byref(asked), 0, 0, 0)
+    finally:
+        prctl(set_signal, before, 0, 0, 0)
+    assert asked.value == signal.SIGTERM
 
 
 def test_killing_the_launcher_leaves_no_orphans(tmp_path):

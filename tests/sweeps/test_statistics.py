@@ -73,6 +73,16 @@ def test_the_table_fits_a_terminal_and_says_what_pairing_saves():
     assert "4 paired seeds say as much as 100 unpaired ones (25.00 x)" in text
 
 
+def test_of_long_settings_that_are_compared_the_ends_are_shown():
+    start = f"augment.randaugment=rand-m6-mstd0.5-inc1-{'x' * 60}"
+    text = table("val_top1", {f"{start}1": BASELINE, f"{start}2": OTHER})
+    (line,) = (line for line in text.splitlines() if " against " in line)
+    setting, baseline = line.split(" against ")
+    assert (setting[:4], baseline[:4]) == ("...x", "...x")
+    assert (setting[-2:], baseline[-2:]) == ("x2", "x1")
+    assert len(setting) == len(baseline) == (80 - len(" against ")) // 2
+
+
 def test_the_tree_is_plain_json():
     tree = json.loads(json.dumps(as_tree("val_top1", RESULTS)))
     assert tree["settings"][1]["results"] == {"0": 71, "1": 74, "2": 77, "3": 78}

@@ -45,6 +45,7 @@ class Machine:
     def __init__(self, rate, noise=0.0, drift=0.0, seconds_each=1.5, seed=0, busy_cpus=2.0):
         self.now_s = 100.0
         self.measured = []
+        self.told = []
         self._rate, self._noise, self._drift = rate, noise, drift
         self._seconds_each, self._busy_cpus = seconds_each, busy_cpus
         self._draw = np.random.default_rng(seed)
@@ -57,7 +58,11 @@ class Machine:
         return LoaderRate(rate, 1000 * self._busy_cpus / rate)
 
     def search(self, seconds=100.0, default=DEFAULT, space=SPACE):
-        return Search(self.measure, lambda: self.now_s, seconds).run(default, space)
+        search = Search(self.measure, lambda: self.now_s, seconds, self._hear)
+        return search.run(default, space)
+
+    def _hear(self, settings, rate, after_s):
+        self.told.append((settings, after_s))
 
 
 def _h100(settings):
@@ -78,6 +83,8 @@ def test_the_search_finds_what_is_faster():
     assert result.gain == pytest.approx(_h100(result.best) / _h100(DEFAULT), rel=0.03)
     assert not result.ran_out_of_time
     assert sum(map(len, result.rates.values())) == len(machine.measured)
+    # Whoever waits hears of each measurement, and when in the search it ended.
+    assert machine.told == [(s, 1.5 * n) for n, s in enumerate(machine.measured, 1)]
 
 
 def test_fewer_threads_win_where_they_are_faster():

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
@@ -31,6 +32,7 @@ from dali_rsb.run.records import EpochRow, RunInfo
 from dali_rsb.run.trackers.csv_file import CsvFile
 from dali_rsb.weights.export import hub_folder, onnx_file, safetensors_file, torch_export_file
 from dali_rsb.weights.export.accuracy import known_accuracy
+from dali_rsb.weights.export.comparison import compare
 from dali_rsb.weights.sources import open_weights
 
 
@@ -163,6 +165,9 @@ def test_timm_takes_a_hub_folder_with_its_images_and_another_head(hub, photograp
     assert create_transform(**data)(photographs[0]).shape == (3, SIZE, SIZE)
     other = timm.create_model(f"local-dir:{hub}", pretrained=True, num_classes=9).state_dict()
     assert other["fc.weight"].shape[0] == 9
+    # What timm knows of its own weights' last feature map is not so at this size.
+    assert timm.get_pretrained_cfg("test_resnet").pool_size is not None
+    assert json.loads((hub / "config.json").read_text())["pretrained_cfg"]["pool_size"] is None
     assert torch.equal(other["conv1.0.weight"], loaded.state_dict()["conv1.0.weight"])
 
 
@@ -332,6 +337,32 @@ def test_an_export_that_differs_is_refused_and_leaves_nothing(
         run_command(monkeypatch, "export", run, "--to", name, "--output", tmp_path / "out")
     assert len(str(caught.value)) <= 300
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("largest", "difference", "is_same"),
+    [(0.01, 5e-6, True), (0.01, 2e-5, False), (100.0, 5e-4, True), (100.0, 2e-3, False)],
+)
+def test_the_bound_is_relative_to_logits_above_1_and_absolute_below(largest, difference, is_same):
+    def model(images):
+        return largest * images.mean((2, 3))
+
+    subject = SimpleNamespace(
+        images=torch.ones(4, 3, 2, 2),
+        normalise=lambda images: images,
+        preprocessing=SimpleNamespace(size=2),
+        model=model,
+    )
+
+    def reloaded(images):
+        return model(images) + difference
+
+    if is_same:
+        found = compare(subject, reloaded, bound=1e-5)
+        assert difference / 2 < found.largest < found.bound == pytest.approx(max(largest, 1) * 1e-5)
+        return
+    with pytest.raises(UserError, match=DIFFER):
+        compare(subject, reloaded, bound=1e-5)
 
 
 def test_a_model_that_cannot_be_traced_is_refused(monkeypatch, tmp_path, run):

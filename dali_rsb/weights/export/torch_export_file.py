@@ -35,7 +35,7 @@ def exported_program(subject: Subject, with_normalisation: bool) -> torch.export
         UserError: PyTorch cannot trace the model.
     """
     model = traced_module(subject, with_normalisation)
-    batch = torch.export.Dim("batch", min=1)
+    batch = torch.export.Dim("batch")
     try:
         # Two images: with one, PyTorch takes the size of the batch for a constant.
         return torch.export.export(model, (subject.images[:2],), dynamic_shapes=({0: batch},))
