@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import tempfile
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
