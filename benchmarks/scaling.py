@@ -82,8 +82,12 @@ def locked_us(num_threads: int, num_batches: int = 16, batch: int = 256) -> floa
 
 
 def feeding_us(task: LoaderTask, num_batches: int = 12) -> float:
-    """CPU microseconds of an image on the thread that feeds and takes, in the running loader."""
-    batches = our_loader(replace(task, num_threads=1))
+    """CPU microseconds of an image on the thread that feeds and takes, in the running loader.
+
+    Without RandAugment, whose kernels that thread starts: they do without Python's lock, and are a
+    cost of their own.
+    """
+    batches = our_loader(replace(task, num_threads=1, randaugment=None))
     # All images once, as first uses are another thing: see `BadImages.admit`.
     taken, images = [], 0
     for number in range(10**6):
