@@ -88,13 +88,17 @@ def _loader(report: Report) -> list[str]:
         *_loader_table(groups["loader"], PLAIN_NAMES, "loader", "dali_rsb"),
     ]
     if "repeated_augmentation" in groups:
-        lines += [
-            "",
-            "Repeated augmentation (A1, A2), three copies of an image in a batch:",
-            "",
-            *_loader_table(groups["repeated_augmentation"], COPIES_NAMES, "decoding", "one decode"),
-        ]
+        lines += ["", *_copies(report)]
     return lines
+
+
+def _copies(report: Report) -> list[str]:
+    group = report["groups"]["repeated_augmentation"]
+    return [
+        f"Repeated augmentation (A1, A2), three copies of an image in a batch, {_where(report)}",
+        "",
+        *_loader_table(group, COPIES_NAMES, "decoding", "one decode"),
+    ]
 
 
 def _loader_a3(report: Report) -> list[str]:
@@ -281,7 +285,9 @@ def _where(report: Report) -> str:
 # For result files that share a table what they hold, and what writes it from those there are.
 TABLES: dict[tuple[str, ...], tuple[str, Callable[..., list[str]]]] = {
     ("loader_cpu",): ("the loader on a CPU", _loader),
+    ("loader_copies_cpu",): ("repeated augmentation on a CPU", _copies),
     ("peer_loaders_cpu",): ("the loader beside all others on a CPU", _peers),
+    ("peer_formats_cpu",): ("packs beside FFCV's files on a CPU", _peers),
     ("loader_profile_cpu",): ("the profile of the loader on a CPU", _profile),
     ("scaling_cpu",): ("the loader on more cores", _scaling),
     ("train_cpu",): ("training from end to end on a CPU", _train),

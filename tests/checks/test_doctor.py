@@ -430,7 +430,7 @@ def test_an_image_is_read_from_within_a_container(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("gpus", "cpus", "expected"),
     [
-        ([], 2, 1254),
+        ([], 2, 898),
         ([V100] * 4, 32, 2400),
         ([T4], 8, 600),
         ([A100, H100], 32, 10_500),

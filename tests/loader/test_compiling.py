@@ -21,9 +21,7 @@ def test_the_kernels_that_a_transform_needs_are_compiled(monkeypatch):
     assert imported == []
     compiling.compile_kernels(TrainTransform(32, randaugment=policy), cpu)  # by the pipeline
     assert imported == [RESIZE]
-    compiling.compile_kernels(
-        TrainTransform(32, randaugment=policy, randaugment_by="kernels"), cpu
-    )
+    compiling.compile_kernels(TrainTransform(32, randaugment=policy, randaugment_by="kernels"), cpu)
     assert imported[1:] == [RESIZE, AUGMENT]
 
 

@@ -29,7 +29,7 @@ IMAGE_BYTES = 114_660  # mean of ImageNet's training images
 # 15 hours on 4 of them, A100 FFCV's 3,518, H100 NVIDIA's MLPerf 7,054 (at 224 px).
 GPU_RATES = {(7, 0): 600.0, (8, 0): 3500.0, (9, 0): 7000.0}
 # Of one CPU, where CPUs decode: half of what two of them were measured at (README, "Results").
-CPU_RATE = 627.0
+CPU_RATE = 449.0
 
 
 @dataclass(frozen=True)
