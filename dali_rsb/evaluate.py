@@ -243,7 +243,8 @@ def _plan(
     """
     plan: dict[cfg.Evaluation, list[Model]] = {}
     # What is no way to see images must not keep weights from sharing a decode.
-    alike = {"every": 1, "batch_per_device": opened[0].config.evaluation.batch_per_device}
+    first = opened[0].config.evaluation
+    alike = {name: getattr(first, name) for name in ("every", "batch_per_device")}
     for one in opened:
         models = one.models(this_process.device)
         for images in sets:

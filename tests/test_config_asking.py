@@ -39,6 +39,7 @@ def test_help_names_every_key_with_its_meaning(monkeypatch, capsys):
         for key, field in section.model_fields.items():
             assert f" {name}.{key} (" in words
             assert " ".join(field.description.split()) in words
+    assert words.endswith(f"recipes: {', '.join(recipes())}")
 
 
 def test_help_explains_a_section_and_a_key(monkeypatch, capsys):

@@ -73,7 +73,7 @@ def _take_ink(axes: object) -> None:
     from matplotlib.text import Text
 
     assert isinstance(axes, Axes)
-    axes.tick_params(colors=_INK, which="both", labelsize=10, length=3)
+    axes.tick_params(colors=_INK, labelsize=10, length=3)
     for text in axes.findobj(Text):
         assert isinstance(text, Text)
         if text.get_color() == "black":

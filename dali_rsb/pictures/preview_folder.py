@@ -195,7 +195,7 @@ def _grid_blocks(preview: Preview) -> list[Block]:
         caption += [line for line in (mixing_text(row), operations_text(row)) if line]
         if kind := blankness(pixels):
             caption.append(Mark(f"all {kind}"))
-        name = printable(row["file"], 80)
+        name = printable(row["file"])
         width = min(224, max(_THUMBNAIL_PX, pixels.shape[1]))
         picture = Image.fromarray(pixels)
         pictures.append(Picture(picture, name, caption, width, quality=90, pixelated=True))

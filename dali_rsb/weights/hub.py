@@ -38,7 +38,7 @@ def from_timm(source: str) -> Weights:
     name = source.removeprefix(TIMM_PREFIX)
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
-        nearest = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.0)
+        nearest = difflib.get_close_matches(architecture, timm.list_models(), cutoff=0.0)
         raise UserError(f"{source}: timm has no such model; the nearest are {', '.join(nearest)}")
     if not timm.models.is_model_pretrained(name):
         known = timm.list_pretrained(f"{architecture}.*")

@@ -124,9 +124,18 @@ def test_a_scan_is_the_same_for_any_number_of_threads(folder):
     assert find_duplicates(scans[:1]).across_classes == []
 
 
-def test_three_datasets_are_refused(monkeypatch, folder):
-    monkeypatch.setattr("sys.argv", ["verify", *[str(folder[0])] * 3])
-    with pytest.raises(UserError, match="one or two datasets"):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["DATA"] * 3, "one or two datasets"),
+        (["DATA", "--workers", "0"], "--workers 0 is out of range: give 1 to 1024"),
+        (["DATA", "--workers", "1025"], "--workers 1025 is out of range: give 1 to 1024"),
+    ],
+)
+def test_mistakes_are_one_line(monkeypatch, folder, arguments, message):
+    words = [str(folder[0]) if word == "DATA" else word for word in arguments]
+    monkeypatch.setattr("sys.argv", ["verify", *words])
+    with pytest.raises(UserError, match=message):
         verify.main()
 
 

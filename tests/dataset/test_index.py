@@ -230,6 +230,11 @@ FILES = {
 }
 
 
+def test_formats_have_the_numbers_that_stored_indices_hold():
+    names = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PNM", "OTHER", "UNREADABLE"]
+    assert [(one.value, one.name) for one in ImageFormat] == [*enumerate(names)]
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_header_of_each_format(tmp_path, name):
     data, image_format = FILES[name]

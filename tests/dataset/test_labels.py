@@ -1,5 +1,6 @@
 """Labels go by the names of classes; every fix that a refusal names is followed, and works."""
 
+import argparse
 import io
 import json
 import re
@@ -22,6 +23,7 @@ from dali_rsb.dataset.classes import (
     read_class_names,
 )
 from dali_rsb.dataset.packing import PackOptions, pack
+from dali_rsb.dataset.reading import add_reading_arguments, reading_of_arguments
 from dali_rsb.dataset.shard_choice import expand_braces
 from dali_rsb.errors import UserError
 from dali_rsb.run.processes import processes
@@ -219,6 +221,16 @@ def test_one_class_below_several_folders_is_refused_whatever_the_level(tmp_path,
     assert "or declare it with" in str(caught.value)
     declared = Reading.of(class_level="leaf", classes=[leaf])
     assert open_index(root, reading=declared).classes == (leaf,)
+
+
+def test_a_command_reads_as_its_options_say(tmp_path):
+    (tmp_path / "names.txt").write_text("dog\ncat\n")
+    parser = argparse.ArgumentParser()
+    add_reading_arguments(parser)
+    words = f"--class-order natural --class-level leaf --classes {tmp_path}/names.txt --label-key y"
+    given = reading_of_arguments(parser.parse_args(words.split()))
+    assert given == Reading("natural", "leaf", ("dog", "cat"), "y")
+    assert reading_of_arguments(parser.parse_args([])) == Reading()
 
 
 # Overlap

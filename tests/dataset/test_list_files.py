@@ -129,7 +129,9 @@ def test_labels_in_front_are_refused_with_what_turns_them_round(folder, kind, he
     images = IMAGES[:4]
     pairs = [("label", "path")] * header + list(zip(LABELS[kind], images, strict=False))
     path = write(folder / "l.txt", ["\t".join(pair) for pair in pairs])
-    _, labels = read(follow(refusal(path), path))
+    message = refusal(path)
+    assert f"labels before the paths, such as {LABELS[kind][3]!r};" in message  # no column's name
+    _, labels = read(follow(message, path))
     assert labels.keys() == set(images)
 
 

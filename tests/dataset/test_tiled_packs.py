@@ -26,7 +26,7 @@ from dali_rsb.draws.samples import TrainSamples, TrainTransform
 from dali_rsb.loader.bad_images import BadImages
 from dali_rsb.loader.builders import train_loader
 from dali_rsb.loader.settings import LoaderSettings
-from dali_rsb.loader.warm_up import warm_up_training
+from dali_rsb.loader.warm_up import WholeImages, warm_up_training
 
 pytestmark = pytest.mark.skipif(
     shutil.which("jpegtran") is None, reason="needs jpegtran of libjpeg-turbo"
@@ -127,6 +127,12 @@ def test_the_warm_up_decodes_whole_images(tiled, decode_mode):
     num_pixels = (index.widths.astype(int) * index.heights).sum()
     assert warm_up_training(loader, samples, 0, 1) == num_pixels
     loader.close()
+    # Pillow's copies of some of them are whole too: no window moves.
+    prepared = WholeImages(samples).prepare(next(samples.specs(0)))
+    names = {"anchor", "start", "end"} & prepared.inputs.keys()
+    before = {name: prepared.inputs[name].copy() for name in names}
+    prepared.take_whole_images(range(28))
+    assert all(np.array_equal(prepared.inputs[name], before[name]) for name in names)
 
 
 def test_windows_are_smaller_and_metadata_stay_out(tiled):

@@ -456,6 +456,9 @@ def test_settings_are_those_that_were_given(dataset):
     assert plain.mixing.cutmix_minmax == (0.2, 0.8)
     assert plain.erasing is None
     assert (plain.transform.hflip, plain.transform.vflip) == (0.5, 0.0)
+    default = create_loader(dataset, 32, 4, **RECIPE | {"scale": None, "ratio": None})
+    transform = default._preprocessing.transform
+    assert (transform.scale, transform.ratio) == ((0.08, 1.0), (3 / 4, 4 / 3))
 
 
 @pytest.mark.usefixtures("second_of_two")

@@ -214,6 +214,14 @@ def test_a_derived_folder_keeps_its_numbers(tree):
     _assert_like_torch(valid)
 
 
+def test_a_file_from_elsewhere_among_a_folders_samples_is_loaded(tree, tmp_path):
+    path = tmp_path / "elsewhere.png"
+    Image.new("RGB", (20, 20), (1, 2, 3)).save(path)
+    folder = _folder(tree)
+    folder.samples.insert(2, (str(path), 1))
+    _assert_like_torch(folder)
+
+
 def test_labels_may_be_numpys_and_torchs(tree):
     path = str(tree / "a" / "0.png")
     for label in (1, np.int64(1), np.uint8(1), torch.tensor(1), np.array(1)):

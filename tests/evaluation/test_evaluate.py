@@ -27,6 +27,7 @@ from timm.data import ImageNetInfo
 from dali_rsb import evaluate
 from dali_rsb.constants import IMAGENET_MEAN, IMAGENET_STD
 from dali_rsb.errors import run_command
+from dali_rsb.evaluation.report import COLUMNS, Subject, introduction
 
 ANIMALS = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu"]
 NAMES = [f"{name}/{number}.png" for name in ANIMALS for number in range(5)]
@@ -63,6 +64,16 @@ def test_a_run_alone_is_evaluated_on_its_own_images(monkeypatch, tmp_path, image
     assert [{**row, "set": None} for row in again] == [{**row, "set": None} for row in (model, ema)]
 
 
+def test_a_path_of_many_columns_is_printed_whole():
+    """For it is copied from the terminal: lines break at blanks alone."""
+    path = f"/runs/{'long-name/' * 9}best.pt"
+    subject = Subject(1, path, path, "resnet50", 3.0, ("model", "EMA"), tuple(ANIMALS))
+    lines = introduction([subject], []).splitlines()
+    assert len(path) > COLUMNS
+    assert [path in line for line in lines].count(True) == 1
+    assert all(len(line) <= COLUMNS for line in lines if path not in line)
+
+
 def test_a_run_with_a_split_is_evaluated_on_the_part_that_validates(monkeypatch, tmp_path, images):
     data = {"train": str(images), "val_fraction": 0.4}
     run = save_run(tmp_path / "run", ANIMALS, data=data)
@@ -80,7 +91,13 @@ def test_several_weights_at_once_are_as_one_by_one(monkeypatch, tmp_path, images
     """Of other orders of classes, sizes and means too; each size is decoded once."""
     runs = [
         save_run(tmp_path / "a", ANIMALS, seed=1, ema_seed=2),
-        save_run(tmp_path / "b", ANIMALS[::-1], seed=3, data={"mean": (0.1, 0.2, 0.3)}),
+        save_run(
+            tmp_path / "b",
+            ANIMALS[::-1],
+            seed=3,
+            data={"mean": (0.1, 0.2, 0.3)},
+            **{"every": 3, "batch_per_device": 5},  # images look the same by them
+        ),
         save_run(tmp_path / "c", ANIMALS, seed=4, size=16, crop_ratio=0.5),
         save_run(tmp_path / "d", ANIMALS, seed=5, batch_per_device=3, interpolation="bilinear"),
     ]

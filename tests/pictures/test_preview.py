@@ -65,7 +65,7 @@ def folder(photographs, tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(folder, tmp_path_factory):
     """The folder of a preview, and its JSON."""
-    target = tmp_path_factory.mktemp("written") / "preview"
+    target = tmp_path_factory.mktemp("written") / "in folders/that are new/preview"
     with pytest.MonkeyPatch.context() as patch:
         _command(patch, "a3", *_overrides(folder), "--images", IMAGES, "--output", target)
     return target, json.loads((target / "preview.json").read_text())

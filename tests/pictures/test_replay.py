@@ -187,6 +187,10 @@ def test_the_page_shows_the_images(written):
     assert screen.width == 390
     text = (folder / "replay.html").read_text()
     assert text.count("<img ") > 100
+    # What is enlarged keeps every pixel; of the photograph a JPEG does.
+    kinds = re.findall(r'<img src="data:image/(\w+);[^"]*" alt="(\w+)', text)
+    assert {kind for kind, stage in kinds if stage == "window"} == {"jpeg"}
+    assert {kind for kind, stage in kinds if stage != "window"} == {"png"}
     assert "the others are in the folder" not in text
 
 

@@ -19,6 +19,7 @@ from dali_rsb.evaluation.imagenet import imagenet_classes
 from dali_rsb.pictures.class_errors import class_errors
 from dali_rsb.pictures.published import nearest_recipe, published_top1
 from dali_rsb.pictures.run_history import names_of, read_run
+from dali_rsb.pictures.run_plots import axes_of, curves
 from dali_rsb.pictures.time_spent import duration, time_spent
 from dali_rsb.run.processes import Processes
 from dali_rsb.run.records import EpochRow, RunInfo, UpdateRow
@@ -242,6 +243,11 @@ def test_a_page_of_two_runs(two_runs, tmp_path, monkeypatch):
         "No published figure for this run",
         "blue, taken for red",
         "45 s (",
+        # Columns of numbers are aligned to the right, those of names to the left.
+        '<th scope="col">run</th><th scope="col" class="number">in all</th>',
+        '<th scope="col" class="number">the rest</th>',
+        '<td>blue</td><td class="number">4</td><td class="number">50.0</td><td>red</td>'
+        '<td class="number">2</td>',
     ):
         assert part in text, part
     losses = ("Training loss", "Validation cross-entropy of the trained weights")
@@ -252,6 +258,19 @@ def test_a_page_of_two_runs(two_runs, tmp_path, monkeypatch):
     assert columns == [("", "run"), (right, "best top-1"), (right, "time"), ("", "run")]
     for width, dark in ((PHONE_PX, True), (DESKTOP_PX, False)):
         assert shown(tmp_path / "page.html", width, dark).width == width
+
+
+@pytest.mark.parametrize(("updates", "are_whole"), [(5, False), (10, True), (30, True)])
+def test_epochs_are_marked_whole_from_the_first_full_one_on(
+    tmp_path, photographs, clock, updates, are_whole
+):
+    folder = new_run(tmp_path / "run", photographs)
+    train(folder, clock, last=-(-updates // PER_EPOCH), updates_of_last=min(updates, PER_EPOCH))
+    run = read_run(folder, "run")
+    for drawing in curves([run], axes_of([run])[0]):
+        marks = re.findall(r'id="xtick_\d+">.*?>([0-9.]+)</text>', drawing.source, re.DOTALL)
+        assert len(marks) > 1
+        assert all(mark.isdecimal() for mark in marks) == are_whole
 
 
 def test_runs_in_any_state_have_a_page(tmp_path, photographs, clock, monkeypatch):

@@ -39,6 +39,7 @@ def test_what_is_written_is_read(tmp_path):
     assert read_sessions(tmp_path) == [session]
     record_end(tmp_path, (2, 3))
     assert read_sessions(tmp_path) == [replace(session, last=(2, 3))]
+    assert all((tmp_path / SESSIONS).read_text().splitlines())  # none is empty
     assert digest_of("a: 1\n") != digest_of("a: 2\n")
 
 

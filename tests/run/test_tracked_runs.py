@@ -150,6 +150,9 @@ def test_wandb_gets_configuration_tags_and_checkpoints(undisturbed, killed):
         assert len({artifact.name for artifact in artifacts}) == 1
         found = [({*a.aliases}, *(entry.path for entry in a.manifest.contents)) for a in artifacts]
         assert found == [({"best", "latest"}, "best.pt"), ({"latest"}, "last.pt")]
+        # Until they are sent, their copies lie with the rest, not in the user's home.
+        copies = [entry.local_path for a in artifacts for entry in a.manifest.contents]
+        assert all(path.startswith(f"{folder.parent}/store/wandb/") for path in copies), copies
 
 
 @_needs("mlflow")
@@ -160,6 +163,7 @@ def test_mlflow_gets_configuration_tags_and_checkpoints(undisturbed, killed):
         assert run.params["optimizer.batch_size"] == "16"
         assert run.params["environment.devices"] == "1 x CPU"
         assert {"first", "second"} <= run.tags.keys()
+        assert run.tags["dali_rsb.run_id"] == _run_id(folder)
         config = yaml.safe_load((run.artifacts / "config.yaml").read_text())
         assert config["optimizer"]["lr"] == 5e-3
         for alias, name in (("latest", "last.pt"), ("best", "best.pt")):

@@ -73,6 +73,7 @@ def test_a_resumed_run_drops_the_rows_of_epochs_that_it_trains_again(tmp_path, u
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == [*kept, "9"]
     assert all(float(row["train_loss"]) == 0.333333 for row in rows[:-1])
+    assert not [*tmp_path.glob("*damaged*")]  # a sound table is not set aside
 
 
 def test_lines_of_json_say_what_they_are_and_have_no_nan(tmp_path):

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from torch.distributed import HashStore
 from dali_rsb.errors import UserError
 from dali_rsb.run import watch
 from dali_rsb.run.processes import _end_with_launcher
-from dali_rsb.run.watch import Watch
+from dali_rsb.run.watch import BEAT_S, Watch
 
 WORKER = Path(__file__).with_name("rank_worker.py")
 
@@ -86,6 +87,21 @@ def test_a_silent_rank_is_named_and_stacks_are_dumped(tmp_path, fault):
 def test_a_scan_may_take_longer_than_the_time_out(tmp_path):
     said, codes = _output(tmp_path, _pair(tmp_path, "scan", timeout_s=2))
     assert codes == [0, 0], said
+
+
+def test_others_wait_until_rank_0_announces():
+    store = HashStore()
+    first, other = (Watch(store, store, rank, 2, 300.0) for rank in range(2))
+    waiting = threading.Thread(target=other.wait_for, args=("scan",), daemon=True)
+    waiting.start()
+    waiting.join(BEAT_S / 2)
+    assert waiting.is_alive()
+    first.announce("another scan")
+    waiting.join(BEAT_S / 2)
+    assert waiting.is_alive()
+    first.announce("scan")
+    waiting.join(60)
+    assert not waiting.is_alive()
 
 
 def test_a_rank_that_cannot_say_what_it_is_at_goes_on(tmp_path):

@@ -238,6 +238,17 @@ def test_the_greedy_command_judges_on_the_validation_images(
     assert len(soup.run.get("averaged", [0])) == len(kept)
 
 
+def test_images_that_judge_are_called_alike_wherever_the_command_is_given(
+    monkeypatch, tmp_path, checkpoints, photo_folder
+):
+    target = tmp_path / "soup.safetensors"
+    monkeypatch.chdir(photo_folder.parent)
+    words = [checkpoints / "0.pt", checkpoints / "1.pt", "--greedy", "--val", photo_folder.name]
+    run_command(monkeypatch, "average", *words, "--output", target, "--device", "cpu")
+    judged_on = open_weights(str(target)).run["accuracy"]["images"]
+    assert judged_on == f"{photo_folder.parent.name}/{photo_folder.name}"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
