@@ -184,7 +184,6 @@ def resize_window(
         roi_end=end,
         interp_type=interpolation,
         antialias=True,
-        subpixel_scale=False,
     )
 
 
