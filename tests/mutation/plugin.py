@@ -18,12 +18,17 @@ class Ordered:
         self.failed = ""  # name of the test, and in a second line why
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        names = {item: self._name_of(item.nodeid) for item in items}
         place = {name: number for number, name in enumerate(self.order)}
-        items[:] = sorted(
-            (item for item in items if item.nodeid in place), key=lambda item: place[item.nodeid]
-        )
+        asked = [(place[name], item) for item, name in names.items() if name is not None]
+        items[:] = [item for _, item in sorted(asked, key=lambda pair: pair[0])]
         for item in items:
-            _limit(item, self.order[item.nodeid])
+            _limit(item, self.order[names[item] or ""])
+
+    def _name_of(self, nodeid: str) -> str | None:
+        """The name that asked for a test: its own, without parameters, or its module's."""
+        names = (nodeid, nodeid.partition("[")[0], nodeid.partition("::")[0])
+        return next((name for name in names if name in self.order), None)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed and not self.failed:

@@ -35,8 +35,8 @@ def read_report() -> dict[str, Any]:
 
 
 def named_tests(row: Row) -> tuple[str, ...]:
-    """The tests that a verdict names, whole modules too."""
-    return tuple(re.findall(r"tests/[\w/]+\.py(?:::[^\s,;]+)?", row.get("verdict", "")))
+    """The tests that a verdict names, with all their parameters; whole modules too."""
+    return tuple(re.findall(r"tests/[\w/]+\.py(?:::\w+)?", row.get("verdict", "")))
 
 
 def tell_again(

@@ -122,9 +122,11 @@ def test_a_fault_is_found_again_where_its_line_has_moved(monkeypatch):
 
 
 def test_the_tests_that_a_verdict_names_try_a_fault_again():
-    verdict = "killed by tests/run/test_log.py::test_times[99.5], tests/run/test_meter.py (tried)"
+    verdict = (
+        "killed by tests/run/test_log.py::test_times[99.5-2 min], tests/run/test_meter.py (tried)"
+    )
     assert named_tests({"verdict": verdict}) == (
-        "tests/run/test_log.py::test_times[99.5]",
+        "tests/run/test_log.py::test_times",
         "tests/run/test_meter.py",
     )
     assert named_tests({"verdict": "equivalent: a hint"}) == ()
