@@ -382,7 +382,7 @@ class Run(Section):
         None, description="run folder; default runs/NAME, with a number if that is taken"
     )
     device: Literal["cuda", "cpu", "auto"] = Field(
-        "cuda", description="auto: a GPU if there is one, else the CPU"
+        "auto", description="auto: a GPU if there is one, else the CPU"
     )
     batch_per_device: DeviceBatch | None = Field(
         None,
