@@ -287,6 +287,7 @@ TABLES: dict[tuple[str, ...], tuple[str, Callable[..., list[str]]]] = {
     ("loader_cpu",): ("the loader on a CPU", _loader),
     ("loader_copies_cpu",): ("repeated augmentation on a CPU", _copies),
     ("peer_loaders_cpu",): ("the loader beside all others on a CPU", _peers),
+    ("peer_small_cpu",): ("all loaders on images of 256 px on a CPU", _peers),
     ("peer_formats_cpu",): ("packs beside FFCV's files on a CPU", _peers),
     ("loader_profile_cpu",): ("the profile of the loader on a CPU", _profile),
     ("scaling_cpu",): ("the loader on more cores", _scaling),
