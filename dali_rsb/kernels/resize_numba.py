@@ -223,7 +223,8 @@ def resize_numba(  # type: ignore[no-untyped-def]
             window's first row begins, bytes of a row, and the window in there as left, height and
             width in pixels. Of no image where it has no rows, or a row begins with -1.
         results: uint8 [B, size, size, 3].
-        failed: bool [B], set for images that cannot be read.
+        failed: bool [B], set for images that cannot be read, and for windows that are empty or
+            leave their image: nothing else would keep these from other memory.
     """
     size = max(results.shape[1], _MIN_WIDTH_PX)
     # Room for the largest, once: fresh memory costs a page fault for every 4 kB.
@@ -241,7 +242,19 @@ def resize_numba(  # type: ignore[no-untyped-def]
         np.empty(3 * rows * size, np.uint8),
     )
     for i in range(first, addresses.shape[0], step):
-        if raw.shape[0] > 0 and raw[i, _DESCRIPTOR] >= 0:
+        is_raw = raw.shape[0] > 0 and raw[i, _DESCRIPTOR] >= 0
+        height, width = (
+            (raw[i, _HEIGHT], raw[i, _WIDTH]) if is_raw else (shapes[i, 0], shapes[i, 1])
+        )
+        top, bottom = min(windows[i, 0], windows[i, 2]), max(windows[i, 0], windows[i, 2])
+        left, right = min(windows[i, 1], windows[i, 3]), max(windows[i, 1], windows[i, 3])
+        fits = top >= 0 and left >= 0 and bottom <= height and right <= width
+        if is_raw:
+            fits = fits and 3 * (raw[i, _LEFT] + width) <= raw[i, _ROW_BYTES]
+        if not fits or top == bottom or left == right:
+            failed[i] = True
+            continue
+        if is_raw:
             stride, start = raw[i, _ROW_BYTES], 3 * raw[i, _LEFT]
             source = read[: raw[i, _HEIGHT] * stride]
             if not _read(raw[i, _DESCRIPTOR], raw[i, _START], source):
@@ -250,8 +263,6 @@ def resize_numba(  # type: ignore[no-untyped-def]
         else:
             stride, start = 3 * shapes[i, 1], 0
             source = numba.carray(pointer(addresses[i]), (shapes[i, 0] * stride,))
-        top, bottom = min(windows[i, 0], windows[i, 2]), max(windows[i, 0], windows[i, 2])
-        left, right = min(windows[i, 1], windows[i, 3]), max(windows[i, 1], windows[i, 3])
         start += top * stride + 3 * left
         mirrors = (windows[i, 0] > windows[i, 2], windows[i, 1] > windows[i, 3])
         shape = (bottom - top, right - left)

@@ -72,6 +72,7 @@ class CpuResize:
 
         Raises:
             OSError: an image cannot be read, or its file ends before it does.
+            ValueError: a window is empty or leaves its image.
         """
         batch, size_px = len(images), self._size_px
         results = np.empty((batch, size_px, size_px, 3), np.uint8)
@@ -85,8 +86,7 @@ class CpuResize:
             work = partial(resize, *of_images, windows, is_cubic, raw, results, failed)
             self._share_out(work, batch)
             for row in np.flatnonzero(failed):
-                read_window(raw[row].tolist())  # says why
-                raise OSError("a file with images as pixels could not be read for a moment")
+                _raise_why(windows[row], images[row].shape, raw[row] if len(raw) else None)
         else:
             work = partial(_by_torch, images, windows, is_cubic, raw, results)
             self._share_out(work, batch, is_threaded=size_px >= _MIN_THREADED_SIZE_PX)
@@ -110,9 +110,22 @@ class CpuResize:
 @do_not_convert
 def _in_memory(images: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Addresses, int64 [B], and (height, width), int64 [B, 2], of contiguous images."""
+    if not all(image.flags.c_contiguous and image.shape[2:] == (3,) for image in images):
+        raise ValueError("images must be contiguous [H, W, 3]")
     addresses = [image.__array_interface__["data"][0] for image in images]
     shapes = [image.shape[:2] for image in images]
     return np.array(addresses, np.int64), np.array(shapes, np.int64)
+
+
+@do_not_convert
+def _raise_why(window: np.ndarray, shape: tuple[int, ...], raw: np.ndarray | None) -> None:
+    """Raise what the kernel found wrong with an image."""
+    if raw is not None and raw[DESCRIPTOR] >= 0:
+        shape = read_window(raw.tolist()).shape  # says why, if it cannot be read
+    raise ValueError(
+        f"the window {window.tolist()} (y, x to y, x) is empty or leaves an image of "
+        f"{list(shape[:2])}, or its file could not be read for a moment"
+    )
 
 
 @do_not_convert

@@ -3,6 +3,7 @@
 import os
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -71,6 +72,20 @@ def test_windows_have_pillows_pixels_to_the_bit(size, largest):
         assert np.array_equal(got, resized_by_pillow(*of_window, size)), of_window[1:]
 
 
+def test_pillow_itself_agrees_but_for_tall_windows_from_13_on():
+    generator, size = np.random.default_rng(0), 96
+    has_changed = int(PIL.__version__.partition(".")[0]) >= 13
+    tall = 0
+    for height, width in generator.integers(40, 400, (40, 2)).tolist():
+        image, is_cubic = noise(height, width), bool(generator.integers(2))
+        (got,), _ = resized([image], [(0, 0, height, width)], [is_cubic], size)
+        whole = Image.fromarray(image).resize((size, size), FILTERS[int(is_cubic)])
+        is_tall = height > size and height - size > 2 * (width - size)
+        assert np.array_equal(got, np.asarray(whole)) != (is_tall and has_changed), (height, width)
+        tall += is_tall
+    assert 0 < tall < 40
+
+
 def test_levels_are_clipped_where_the_cubic_overshoots():
     image = np.zeros((40, 40, 3), np.uint8)
     image[::4, ::4] = 255
@@ -78,6 +93,37 @@ def test_levels_are_clipped_where_the_cubic_overshoots():
     (got,), _ = resized([image], [window], [True], 96)
     assert np.array_equal(got, resized_by_pillow(image, window, True, 96))
     assert {0, 255} <= {*np.unique(got)}
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        (-1, 0, 20, 20),
+        (0, -1, 20, 20),
+        (0, 0, 41, 20),
+        (0, 61, 20, 0),
+        (5, 5, 5, 20),
+        (0, 9, 20, 9),
+    ],
+)
+def test_a_window_that_is_no_part_of_its_image_is_an_error_and_reads_nothing(window):
+    image, whole = noise(40, 60), (0, 0, 40, 60)
+    got, failed = resized([image] * 3, [whole, window, whole], [False] * 3, 32)
+    assert failed.tolist() == [False, True, False]
+    assert (got[1] == 77).all()
+    assert np.array_equal(got[2], resized_by_pillow(image, whole, False, 32))
+    start, end = (np.array(part, np.float32) for part in (window[:2], window[2:]))
+    code = np.int32(INTERPOLATIONS["bilinear"])
+    with pytest.raises(ValueError, match=r"is empty or leaves an image of \[40, 60\]"):
+        cpu_resize.CpuResize(32, 1)([image], [start], [end], [code])
+
+
+def test_only_contiguous_images_are_taken():
+    corner = np.zeros(2, np.float32)
+    with pytest.raises(ValueError, match="contiguous"):
+        cpu_resize.CpuResize(32, 1)(
+            [noise(40, 60)[:, ::2]], [corner], [corner + 8], [np.int32(INTERPOLATIONS["bicubic"])]
+        )
 
 
 @pytest.fixture
