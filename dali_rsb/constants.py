@@ -16,3 +16,6 @@ PAIR_BLOCK = 8
 
 # What a source of weights, and a model of timm, begin with where they are no files of one's own.
 TIMM_PREFIX, HUB_PREFIX = "timm:", "hf:"
+
+# Says its version where NVIDIA's driver is loaded.
+NVIDIA_DRIVER = "/proc/driver/nvidia/version"

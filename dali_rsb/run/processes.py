@@ -5,20 +5,23 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import PrefixStore
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from dali_rsb.constants import NVIDIA_DRIVER
 from dali_rsb.errors import UserError
 from dali_rsb.run.signals import Stopped
 from dali_rsb.run.watch import SCAN_TIMEOUT_S, Watch
@@ -121,7 +124,8 @@ def processes(device: str, timeout_s: float = 600) -> Iterator[Processes]:
         timeout_s: so long may a process be silent, or wait for the others.
 
     Raises:
-        UserError: a GPU is asked for where there is none, or too few for this node's processes.
+        UserError: a GPU is asked for where there is none, or too few for this node's processes;
+            "auto" finds a driver without a GPU, or another kind of device than the first process.
     """
     rank, world_size = _environment("RANK", 0), _environment("WORLD_SIZE", 1)
     local_rank = _environment("LOCAL_RANK", 0)
@@ -149,6 +153,8 @@ def processes(device: str, timeout_s: float = 600) -> Iterator[Processes]:
         if is_default and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, watch.terminated)
         chosen = _use(device, local_rank, local_world_size)
+        if device == "auto":
+            _agree(chosen.type, PrefixStore(f"{attempt}/device", main_store), rank)
         backend, device_id = ("nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
         dist.init_process_group(
             backend,
@@ -177,6 +183,18 @@ def _use(device: str, local_rank: int, local_world_size: int) -> torch.device:
     return chosen
 
 
+def _agree(kind: str, store: Store, rank: int) -> None:
+    """Raise a UserError where this process has found another kind of device than the first one."""
+    if rank == 0:
+        store.set("kind", kind)
+        return
+    if (first := store.get("kind").decode()) != kind:
+        raise UserError(
+            f"run.device=auto is {first} for the first process and {kind} for process {rank} on "
+            f"{socket.gethostname()}: mend that machine (dali-rsb doctor), or set run.device=cpu"
+        )
+
+
 def _end_with_launcher() -> None:
     """Ask the kernel for SIGTERM when the launcher dies, be it killed: nothing is orphaned."""
     if not sys.platform.startswith("linux") or "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -193,6 +211,11 @@ def _environment(name: str, default: int) -> int:
 
 def _device(device: str, local_rank: int, local_world_size: int) -> torch.device:
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto" and available == 0 and Path(NVIDIA_DRIVER).exists() and not _hides_gpus():
+        raise UserError(
+            "run.device=auto: there is an NVIDIA driver, but PyTorch sees no GPU; run dali-rsb "
+            "doctor, which says why, or set run.device=cpu"
+        )
     if device == "cpu" or (device == "auto" and available == 0):
         return torch.device("cpu")
     if available == 0:
@@ -203,3 +226,8 @@ def _device(device: str, local_rank: int, local_world_size: int) -> torch.device
             f"use torchrun --nproc_per_node={available}"
         )
     return torch.device("cuda", local_rank)
+
+
+def _hides_gpus() -> bool:
+    """Whether the GPUs are hidden on purpose."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dali_rsb.checks.machine.finding import PIP_TESTED_STACK, Finding, note, ok, problem
+from dali_rsb.constants import NVIDIA_DRIVER
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
-PROC_DRIVER = Path("/proc/driver/nvidia/version")
+PROC_DRIVER = Path(NVIDIA_DRIVER)
 
 # Oldest Linux driver for a CUDA major (CUDA release notes, minor version compatibility).
 MIN_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
