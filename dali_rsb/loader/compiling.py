@@ -32,7 +32,7 @@ def compile_kernels(transform: TrainTransform, device: torch.device) -> None:
     duration_s = time.perf_counter() - start_s
     if duration_s > _WORTH_A_LINE_S:
         logger.info(
-            "resize and RandAugment were compiled for this CPU in %.0f s; Numba keeps them for "
-            "later runs",
+            "the loader's kernels were compiled for this CPU in %.0f s; Numba keeps them for later "
+            "runs",
             duration_s,
         )

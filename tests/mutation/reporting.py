@@ -150,8 +150,8 @@ def _tried_again(report: dict[str, Any]) -> list[str]:
     return [
         f"- of those, {killed} had survived, or run out of time, until somebody looked at them; "
         f"they were put in again at {report['commit_again']} and are killed by tests that were "
-        f"written or named then; {removed} more are of code that was removed as nobody needed it "
-        "(not counted);"
+        f"written or named then; {removed} more are of code that has changed since, most of it "
+        "removed as nobody needed it (not counted);"
     ]
 
 
