@@ -85,7 +85,7 @@ class CpuResize:
             resize = importlib.import_module("dali_rsb.kernels.resize_numba").resize_numba
             work = partial(resize, *of_images, windows, is_cubic, raw, results, failed)
             self._share_out(work, batch)
-            for row in np.flatnonzero(failed):
+            for row in np.flatnonzero(failed).tolist():
                 _raise_why(windows[row], images[row].shape, raw[row] if len(raw) else None)
         else:
             work = partial(_by_torch, images, windows, is_cubic, raw, results)
