@@ -14,6 +14,7 @@ cuts one of 320 JPEGs at every STEPth byte of its header.
 """
 
 import collections
+import importlib
 import itertools
 import logging
 import os
@@ -32,6 +33,8 @@ from dali_rsb import DaliLoader
 from dali_rsb.dataset import open_index
 
 torch.set_num_threads(1)
+# Once for all forks, which would spend most of their time on it.
+importlib.import_module("dali_rsb.kernels.resize_numba")
 
 
 class Named(logging.Handler):

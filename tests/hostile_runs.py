@@ -33,6 +33,8 @@ from dali_rsb.errors import run_command
 
 MAX_CHARACTERS = 300
 FINE = ("trained", "answered", "refused")
+# Importing Numba takes a process 2 s of CPU, five times what a training here takes.
+KERNELS = ("dali_rsb.kernels.resize_numba", "dali_rsb.kernels.rand_augment_numba")
 # Commands that end with 1 where they find something.
 JUDGES = tuple(f"dali_rsb.{name}" for name in ("verify", "doctor", "parity", "pack", "diff"))
 
@@ -111,9 +113,11 @@ def outcomes(tasks, template, jobs=2, timeout_s=120, keep=None):
 def warm_up():
     """Import what the commands import."""
     torch.set_num_threads(1)
-    for module in ("numpy.ma", "timm", "dali_rsb.train", "dali_rsb.training.launch"):
+    for module in (
+        *("numpy.ma", "timm", "dali_rsb.train", "dali_rsb.training.launch"),
+        *("dali_rsb.training.assembly", *KERNELS),
+    ):
         importlib.import_module(module)
-    importlib.import_module("dali_rsb.training.assembly")
 
 
 def _fork(task, template, folder):

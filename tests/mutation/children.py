@@ -23,7 +23,10 @@ SLOW = (
     *("sklearn.datasets", "pytest", "hypothesis", "torch.distributed", "torch._dynamo"),
 )
 # What tests/conftest.py lets its server import; ours is made before any thread begins.
-PRELOADED = ["pytest", "hypothesis", "timm", "dali_rsb.training.assembly", "dali_rsb.tuning.apart"]
+PRELOADED = [
+    *("pytest", "hypothesis", "timm", "dali_rsb.training.assembly", "dali_rsb.tuning.apart"),
+    "dali_rsb.kernels.resize_numba",
+]
 # Modules of tests that have one of these words use the server.
 SERVED = re.compile("SERVER|run_module|run_script|forkserver|[a-z]+ed_(runs?|training) import")
 
