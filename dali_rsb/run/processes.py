@@ -23,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from dali_rsb.constants import NVIDIA_DRIVER
 from dali_rsb.errors import UserError
+from dali_rsb.run.meeting import name_of_start
 from dali_rsb.run.signals import Stopped
 from dali_rsb.run.watch import SCAN_TIMEOUT_S, Watch
 
@@ -125,7 +126,8 @@ def processes(device: str, timeout_s: float = 600) -> Iterator[Processes]:
 
     Raises:
         UserError: a GPU is asked for where there is none, or too few for this node's processes;
-            "auto" finds a driver without a GPU, or another kind of device than the first process.
+            "auto" finds a driver without a GPU, or another kind of device than the first process;
+            one of the others does not come.
     """
     rank, world_size = _environment("RANK", 0), _environment("WORLD_SIZE", 1)
     local_rank = _environment("LOCAL_RANK", 0)
@@ -137,11 +139,12 @@ def processes(device: str, timeout_s: float = 600) -> Iterator[Processes]:
     timeout = timedelta(seconds=timeout_s)
     main_store, _, _ = next(rendezvous("env://", timeout=timeout))
     thread_store, _, _ = next(rendezvous("env://", timeout=timeout))
-    # A launcher keeps its store over restarts: what an earlier attempt left there is not ours.
-    attempt = f"dali_rsb/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{world_size}"
+    # A launcher keeps its store over restarts: what an earlier start left there is not ours.
+    meeting = PrefixStore("dali_rsb", main_store)
+    start = f"dali_rsb/{name_of_start(meeting, rank, world_size, timeout_s)}"
     watch = Watch(
-        PrefixStore(attempt, main_store),
-        PrefixStore(attempt, thread_store),
+        PrefixStore(start, main_store),
+        PrefixStore(start, thread_store),
         rank,
         world_size,
         timeout_s,
@@ -154,11 +157,11 @@ def processes(device: str, timeout_s: float = 600) -> Iterator[Processes]:
             signal.signal(signal.SIGTERM, watch.terminated)
         chosen = _use(device, local_rank, local_world_size)
         if device == "auto":
-            _agree(chosen.type, PrefixStore(f"{attempt}/device", main_store), rank)
+            _agree(chosen.type, PrefixStore(f"{start}/device", main_store), rank)
         backend, device_id = ("nccl", chosen) if chosen.type == "cuda" else ("gloo", None)
         dist.init_process_group(
             backend,
-            store=PrefixStore(f"{attempt}/group", main_store),
+            store=PrefixStore(f"{start}/group", main_store),
             rank=rank,
             world_size=world_size,
             # The watch speaks first: it knows which process keeps the others waiting.
