@@ -137,8 +137,7 @@ def processes(device: str, timeout_s: float = 600) -> Iterator[Processes]:
         return
     _end_with_launcher()
     timeout = timedelta(seconds=timeout_s)
-    main_store, _, _ = next(rendezvous("env://", timeout=timeout))
-    thread_store, _, _ = next(rendezvous("env://", timeout=timeout))
+    main_store, thread_store = _connection(timeout), _connection(timeout)
     # A launcher keeps its store over restarts: what an earlier start left there is not ours.
     meeting = PrefixStore("dali_rsb", main_store)
     start = f"dali_rsb/{name_of_start(meeting, rank, world_size, timeout_s)}"
@@ -169,14 +168,30 @@ def processes(device: str, timeout_s: float = 600) -> Iterator[Processes]:
             device_id=device_id,
         )
         yield Processes(chosen, rank, local_rank, world_size, local_world_size, watch)
-    except (SystemExit, Stopped):  # a stop, which all processes agree on
+    except BaseException as error:
+        if isinstance(error, Stopped) and not error.agreed:
+            watch.stop(error)
+        if not isinstance(error, (SystemExit, Stopped)):
+            watch.fail(error)
         dist.destroy_process_group()
         watch.leave()
         raise
-    except BaseException as error:
-        watch.fail(error)
     dist.destroy_process_group()
     watch.leave()
+
+
+def _connection(timeout: timedelta) -> Store:
+    """A connection to the store that all processes share; its timeout is that of each call, too."""
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
+    except RuntimeError as error:
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"no connection to the first process, or the launcher, at {address} "
+            f"({str(error).splitlines()[0]}): see what it printed, and whether this machine "
+            "reaches it"
+        ) from error
+    return store
 
 
 def _use(device: str, local_rank: int, local_world_size: int) -> torch.device:

@@ -11,15 +11,22 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class Stopped(Exception):  # noqa: N818 (an outcome, not an error)
+class Stopped(BaseException):
     """The run was asked to stop, and what it did is saved, if it could be.
 
+    No Exception, as KeyboardInterrupt is none: it may be raised anywhere, and whoever reads a file
+    and takes every Exception for its damage would take the signal for it.
+
     Attributes:
+        signal: its number.
+        agreed: whether all processes of the run stop here; otherwise this one alone knows of it.
         exit_code: the shell's for a process that the signal ended, 128 + its number.
     """
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, agreed: bool = False) -> None:
         super().__init__(signal_number)
+        self.signal = signal_number
+        self.agreed = agreed
         self.exit_code = 128 + signal_number
 
 
@@ -36,9 +43,9 @@ class StopRequest:
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Signal handler; the second signal interrupts at once."""
-        if self._at_once or self.signal is not None:
+        is_second, self.signal = self.signal is not None, number
+        if self._at_once or is_second:
             raise Stopped(number)
-        self.signal = number
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 from torch._C._distributed_c10d import Store  # torch.distributed exports it, its types do not
 
 from dali_rsb.errors import UserError
+from dali_rsb.run.signals import Stopped
 
 BEAT_S = 0.5
 # After an error, this long for a claim of the process that caused it: where a process dies, the
@@ -152,6 +153,13 @@ class Watch:
         """
         if self._terminated_s is None:
             self._terminated_s = time.monotonic()
+
+    def stop(self, stopped: Stopped) -> NoReturn:
+        """End all processes, for a signal has ended this one where there is nothing to save."""
+        self._failing.set()
+        name = signal.Signals(stopped.signal).name
+        text = f"rank {self._rank}: stopped by {name}"
+        self._end(self._main_store, text, stopped.exit_code)
 
     def fail(self, error: BaseException) -> NoReturn:
         """End all processes for an error of this one."""

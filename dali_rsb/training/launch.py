@@ -35,7 +35,7 @@ def carry_out(
     try:
         with (
             # Before the first update there is nothing to save.
-            stop_requests(at_once=True),
+            stop_requests(at_once=True) as request,
             processes(config.run.device, config.run.timeout) as this_process,
             console_messages(this_process.is_first),
             early_messages(),
@@ -47,6 +47,8 @@ def carry_out(
             folder = None
             if this_process.is_first:
                 folder = folders.open(checkpoint, trainer.config)
+            if request.signal is not None:  # and what it raised got lost, as in a destructor
+                raise Stopped(request.signal)
             trainer.run(folder)
     except Stopped as stopped:
         sys.exit(stopped.exit_code)

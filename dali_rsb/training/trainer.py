@@ -434,7 +434,7 @@ class Trainer:
         self._log.close_bar()
         if not self.step.updates_done:
             logger.info("asked to stop before the first update; there is nothing to save")
-            raise Stopped(self._stop_request.signal or signal.SIGTERM)
+            raise Stopped(self._stop_request.signal or signal.SIGTERM, agreed=True)
         self._save()
         if self._checkpointer.wait():
             logger.info(
@@ -445,7 +445,7 @@ class Trainer:
             )
         else:
             logger.warning("asked to stop, and could not save; --resume goes on from before")
-        raise Stopped(self._stop_request.signal or signal.SIGTERM)
+        raise Stopped(self._stop_request.signal or signal.SIGTERM, agreed=True)
 
     @property
     def _lr(self) -> float:

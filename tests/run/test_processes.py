@@ -1,6 +1,7 @@
 """Which device a process takes, and that all take the same kind."""
 
 import socket
+from datetime import timedelta
 
 import pytest
 import torch
@@ -42,3 +43,15 @@ def test_processes_that_find_different_devices_name_the_machine(first, other):
     processes._agree(first, store, 1)
     with pytest.raises(UserError, match=f"{other} for process 2 on {socket.gethostname()}"):
         processes._agree(other, store, 2)
+
+
+def test_a_first_process_that_cannot_be_reached_is_one_line(monkeypatch):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        port = str(nobody.getsockname()[1])
+        for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_PORT", port)):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        with pytest.raises(UserError, match=rf"no connection .* at 127\.0\.0\.1:{port}") as caught:
+            processes._connection(timedelta(seconds=1))
+    assert len(str(caught.value).splitlines()) == 1

@@ -24,6 +24,20 @@ def test_with_nothing_to_save_the_first_signal_interrupts(number):
         signal.raise_signal(number)
 
 
+def _read():
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except Exception:
+        return "damaged"
+
+
+def test_what_a_signal_raises_is_not_taken_for_damage():
+    with stop_requests(at_once=True) as request:
+        with pytest.raises(Stopped):
+            _read()
+        assert request.signal == signal.SIGTERM
+
+
 def test_handlers_are_given_back_at_the_end_and_after_an_error():
     before = [signal.getsignal(number) for number in SIGNALS]
     with stop_requests(at_once=True):
