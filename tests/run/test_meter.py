@@ -5,7 +5,7 @@ import torch
 
 from dali_rsb.loader.batch import Batch
 from dali_rsb.run import meter as meter_module
-from dali_rsb.run.meter import Meter
+from dali_rsb.run.meter import Meter, WaitTimer
 from dali_rsb.run.processes import Processes
 
 CPU = Processes(torch.device("cpu"))
@@ -103,3 +103,35 @@ def test_other_numbers_of_ranks_share_the_sums_out():
     second = Meter(Processes(CPU.device, rank=1, world_size=2), images_per_update=30)
     second.load_state_dict(state, sums)
     assert second.partial_sums().tolist() == [6.0, 0.0, 0.0, 2.0]
+
+
+class _Event:
+    """A CUDA event by the test's clock; where nothing was recorded it cannot be read, as there."""
+
+    def __init__(self, clock, enable_timing):
+        assert enable_timing
+        self._clock, self._at_s, self._is_read = clock, None, False
+
+    def record(self):
+        self._at_s = self._clock[0]
+
+    def synchronize(self):
+        self._is_read = True
+
+    def elapsed_time(self, end):
+        assert end._is_read, "the device may not have come there yet"
+        return 1000 * (end._at_s - self._at_s)
+
+
+def test_a_gpus_waiting_is_read_from_its_own_events(clock, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: _Event(clock, enable_timing))
+    timer = WaitTimer(torch.device("cuda"))
+    for wait_s in (0.25, 0.5):
+        with timer:
+            clock[0] += wait_s
+        clock[0] += 10  # of training
+    assert timer.read() == pytest.approx(0.75)
+    assert timer.read() == 0
+    with timer:
+        clock[0] += 2
+    assert timer.read() == pytest.approx(2)

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from dali_rsb import finetune, train
 from dali_rsb.errors import run_command
 from dali_rsb.run.checkpoint import load_checkpoint
+from dali_rsb.training.finetuning import images_in
 
 MODEL = "timm:test_resnet"  # 370,000 parameters
 QUICK = ("run.device=cpu", "run.warm_up=false", "schedule.warmup_epochs=0", "data.threads=1")
@@ -195,6 +196,24 @@ def test_train_and_validation_folders_and_keys_of_the_user_are_taken(
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     names = {n for n in after if n.startswith(("layer3", "layer4")) and after[n].ndim == 4}
     assert changed == {*names, "fc.weight", "fc.bias"}
+
+
+@pytest.mark.parametrize(
+    ("folders", "found"),
+    [
+        (("train", "val"), {"data.train": "train", "data.val": "val"}),
+        (("training", "validation"), {"data.train": "training", "data.val": "validation"}),
+        (("train",), {"data.train": "train", "data.val_fraction": 0.2}),
+        (("val", "cat"), {"data.train": "", "data.val_fraction": 0.2}),  # a class of that name
+    ],
+)
+def test_only_a_whole_pair_of_folders_is_a_division(tmp_path, folders, found):
+    for folder in folders:
+        (tmp_path / folder / "class").mkdir(parents=True)
+    for key in ("data.train", "data.val"):
+        if key in found:
+            found = {**found, key: str(tmp_path / found[key])}
+    assert images_in(tmp_path, ()) == found
 
 
 def _mistake(capsys, monkeypatch, *arguments):

@@ -1,10 +1,11 @@
-"""What a run says of itself at its end."""
+"""What a run says of itself."""
 
 from pathlib import Path
 
 import pytest
+import torch
 
-from dali_rsb.training.messages import best_lines
+from dali_rsb.training.messages import best_lines, device_memory
 
 BEST = Path("runs/photos/best.pt")
 
@@ -29,3 +30,10 @@ BEST = Path("runs/photos/best.pt")
 def test_the_best_line_says_whose_accuracy_it_is(has_ema, val_top1, lines):
     assert best_lines(37.1, BEST, has_ema, val_top1) == lines
     assert max(map(len, lines)) <= 80
+
+
+def test_memory_is_that_of_the_gpu_in_all_programs(monkeypatch):
+    free_of_total = (20 * 2**30, 80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: free_of_total)
+    assert device_memory(torch.device("cuda")) == "; 60.0 of 80.0 GiB of GPU memory in use"
+    assert device_memory(torch.device("cpu")) == ""
