@@ -4,6 +4,7 @@ They are children of the tests' fork server, which has imported everything once:
 second, where a command would take that many times over to start.
 """
 
+import csv
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from PIL import Image
 from dali_rsb import train
 from dali_rsb.errors import run_command
 
+TIMES = ("img_per_s", "data_wait_percent", "time_s")
 CONFIG = """
 data: {{train: {root}/train, val: {root}/val, threads: 1}}
 augment: {{size: 32, scale: [0.6, 1.0]}}
@@ -119,3 +121,38 @@ def end(process, timeout_s=120):
 
 def kill_at_event(number, folder):
     sys.addaudithook(count_down(number, str(folder) + "/"))
+
+
+def _flat(value, place=""):
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(item, f"{place}/{key}")
+    elif isinstance(value, list):
+        for key, item in enumerate(value):
+            yield from _flat(item, f"{place}/{key}")
+    elif isinstance(value, torch.Tensor):
+        yield place, (value.dtype, value.shape, value.numpy().tobytes())
+    else:
+        yield place, value
+
+
+def _content(folder):
+    """All that a run wrote, but for times and the name of its folder."""
+    content = {}
+    for name in ("last.pt", "best.pt"):
+        state = torch.load(folder / name, weights_only=True)
+        del state["config"]["run"]["dir"]
+        state.pop("run_id", None)
+        content |= dict(_flat(state, name))
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    content["rows"] = [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+    return content
+
+
+def assert_same(folder, undisturbed):
+    """Two run folders hold the same, but for times, and nothing half written."""
+    got, expected = _content(folder), _content(undisturbed)
+    differing = [key for key in {*got, *expected} if got.get(key) != expected.get(key)]
+    assert not differing, (len(differing), sorted(differing)[:5])
+    assert not [*folder.glob(".*.partial"), *folder.glob(".*.next")]

@@ -36,7 +36,8 @@ OUTPUT = ROOT / "build/mutation"
 LEFT_OUT = {
     *("kernels", "benchmarks", "docs", "mutation", "test_installing.py", "test_wheel.py"),
     *("test_drop_in_programs.py", "test_restarts.py", "test_watch.py", "test_tracked_runs.py"),
-    *("test_survival.py", "test_damaged_images.py", "test_compiled_step.py", "test_decoders.py"),
+    *("test_survival.py", "test_stopped_runs.py", "test_damaged_images.py"),
+    *("test_compiled_step.py", "test_decoders.py"),
 }
 
 
