@@ -25,7 +25,7 @@ from PIL import Image
 
 from benchmarks.jpeg_kinds import SIZES, jpegs
 from benchmarks.report import new_report, report_progress, write_json
-from dali_rsb.dataset.tiles.assembly import cut
+from dali_rsb.dataset.tiles.assembly import Cut, Reader, cut
 from dali_rsb.dataset.tiles.layout import CannotTileError, Tiles
 from dali_rsb.dataset.tiles.transcoding import transcode
 from dali_rsb.dataset.windows import Windows
@@ -70,13 +70,26 @@ def decoded_of_tiles(
     widths, heights = np.full((2, count), np.array(size)[:, None])
     found = cut(tiles, images, widths, heights, windows)
     encoded = [np.frombuffer(tiled, np.uint8)] * count
-    small = found.assemble([memoryview(tiled)] * len(found.rows))
+    small = assembled(found, [tiled] * len(found.rows))
     for row, jpeg in zip(found.rows.tolist(), small, strict=True):
         encoded[row] = jpeg
     top, left = (windows.top, windows.left) - found.origins.T
     inside = Windows(top, left, windows.height, windows.width)
     whole = [np.asarray(_open(jpeg.tobytes())) for jpeg in encoded]
     return decode_windows(encoded, found.sizes, inside), cut_out(whole, inside)
+
+
+def assembled(found: Cut, encoded: Sequence[bytes]) -> list[npt.NDArray[np.uint8]]:
+    """What `Cut.assemble` makes of encoded images in memory."""
+
+    def reader(data: bytes) -> Reader:
+        def read_into(target: memoryview, start: int) -> None:
+            target[:] = data[start : start + len(target)]
+
+        return read_into
+
+    buffer = np.empty(found.bounds[-1], np.uint8)
+    return found.assemble([reader(data) for data in encoded], buffer)
 
 
 def decode_windows(

@@ -118,11 +118,23 @@ def read_stamped_header(path: bytes | str) -> tuple[int, int, ImageFormat, int, 
 
 def read_header_of_bytes(encoded: npt.NDArray[np.uint8]) -> tuple[int, int, ImageFormat]:
     """`read_header` of an encoded image in memory, uint8 [num_bytes]."""
-    size = _jpeg_size(lambda n, start: encoded[start : start + n].tobytes(), len(encoded))
+    return read_header_by(lambda n, start: encoded[start : start + n].tobytes(), len(encoded))
+
+
+def read_header_by(
+    read: Callable[[int, int], bytes], num_bytes: int
+) -> tuple[int, int, ImageFormat]:
+    """`read_header` of an encoded image of which only some parts are read.
+
+    Args:
+        read: gives up to so many bytes from a position on.
+        num_bytes: of the image.
+    """
+    size = _jpeg_size(read, num_bytes)
     if size == _CUT_SHORT:
         return 0, 0, ImageFormat.UNREADABLE
     if size is None:
-        return _read_with_pillow(io.BytesIO(encoded.tobytes()))
+        return _read_with_pillow(io.BytesIO(read(num_bytes, 0)))
     return *size, ImageFormat.JPEG
 
 

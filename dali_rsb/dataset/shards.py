@@ -1,5 +1,4 @@
-"""Images inside tar shards in WebDataset's layout: find them, and give their bytes as views of
-memory maps."""
+"""Images inside tar shards in WebDataset's layout: find them, and read their bytes."""
 
 from __future__ import annotations
 
@@ -8,24 +7,25 @@ import concurrent.futures
 import errno
 import functools
 import logging
-import mmap
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
 from dali_rsb.dataset.classes import checked_names
-from dali_rsb.dataset.image_header import NO_STAMP, ImageFormat, read_header_of_bytes
+from dali_rsb.dataset.image_header import NO_STAMP, ImageFormat, read_header_by
 from dali_rsb.dataset.label_texts import labels_of_texts
 from dali_rsb.dataset.natural_order import natural_sorted
 from dali_rsb.dataset.ordering import path_order
 from dali_rsb.dataset.reading import Reading
 from dali_rsb.dataset.shard_choice import ALL, ShardChoice, check_names, choose, is_choice
+from dali_rsb.dataset.shard_file import BatchMemory, ShardFile, read_parts
 from dali_rsb.dataset.store import (
     Contents,
     DatasetKind,
@@ -47,7 +47,6 @@ logger = logging.getLogger(__name__)
 CLASS_NAMES = "classes.txt"  # beside shards: the name of class i in line i
 
 _NUM_THREADS = 8
-_Opened = TypeVar("_Opened")
 _DEFAULT = Reading()
 
 
@@ -83,22 +82,14 @@ class ShardStore(ImageStore):
         return self.choice.origin
 
     def arrays(self, rows: Rows) -> list[npt.NDArray[np.uint8]]:
-        """The encoded images, uint8 [num_bytes] each: read-only views of the shards' memory maps.
-
-        The kernel is told at once which parts to read, if they are not in memory. Page by page it
-        would guess what comes next: at random places that read three times as many bytes and took
-        three times as long.
+        """The encoded images, uint8 [num_bytes] each.
 
         Raises:
-            UserError: a shard cannot be opened.
+            UserError: a shard cannot be opened, or read.
         """
-        views = []
-        for shard, start, end in self.places(rows):
-            shard.will_need(start, end)
-            views.append(shard.data[start:end])
-        return views
+        return read_parts(self._memory, list(self.places(rows)))
 
-    def places(self, rows: Rows) -> Iterator[tuple[ShardMap, int, int]]:
+    def places(self, rows: Rows) -> Iterator[tuple[ShardFile, int, int]]:
         """The shard of each image, and from which byte to which the image lies in it.
 
         Raises:
@@ -108,7 +99,7 @@ class ShardStore(ImageStore):
         for number, start, length in zip(
             *(column[rows].tolist() for column in columns), strict=True
         ):
-            yield self._maps.get(number) or self._open(number), start, start + length
+            yield self._files.get(number) or self._open(number), start, start + length
 
     @property
     def num_bytes(self) -> npt.NDArray[np.int64]:
@@ -128,7 +119,11 @@ class ShardStore(ImageStore):
     def stamped_header(self, row: int) -> tuple[int, int, ImageFormat, int, int]:
         # Of the image's bytes only those of the header are read from the disk.
         ((shard, start, end),) = self.places(np.array([row]))
-        return *read_header_of_bytes(shard.data[start:end]), *NO_STAMP
+
+        def read(num_bytes: int, place: int) -> bytes:
+            return shard.read(start + place, min(start + place + num_bytes, end))
+
+        return *read_header_by(read, end - start), *NO_STAMP
 
     def stamp(self, row: int) -> Stamp:
         return file_stamp(self.shard(row))
@@ -137,16 +132,10 @@ class ShardStore(ImageStore):
         """None: a shard that grows or is replaced is not noticed.
 
         Raises:
-            UserError: a shard has become shorter than its memory map. To look at what is gone
-                would be a bus error.
+            UserError: a shard has become shorter since it was opened.
         """
         for number in np.unique(self.numbers[rows]).tolist():
-            shard = self._maps.get(number) or self._open(number)
-            if shard.pages.size() < len(shard.data):
-                raise UserError(
-                    f"{self.root / self.names[number]} has been cut short while in use: restore "
-                    "the shard and resume"
-                )
+            (self._files.get(number) or self._open(number)).check_size()
         return None
 
     def select(self, rows: Rows) -> Self:
@@ -159,54 +148,32 @@ class ShardStore(ImageStore):
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        # Whoever unpickles opens the memory maps again.
-        return {name: value for name, value in self.__dict__.items() if name != "_maps"}
+        # Whoever unpickles opens the shards again.
+        own = ("_files", "_memory")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
 
     @functools.cached_property
-    def _maps(self) -> dict[int, ShardMap]:
+    def _files(self) -> dict[int, ShardFile]:
         return {}
 
-    def _open(self, number: int) -> ShardMap:
-        pages = self._opened(number, _mapped)
-        self._maps[number] = ShardMap(pages, np.frombuffer(pages, np.uint8))
-        return self._maps[number]
+    @functools.cached_property
+    def _memory(self) -> BatchMemory:
+        return BatchMemory()
 
-    def _opened(self, number: int, use: Callable[[BinaryIO], _Opened]) -> _Opened:
-        """What comes of a shard's open file, which is closed then.
-
-        Raises:
-            UserError: it cannot be opened.
-        """
+    def _open(self, number: int) -> ShardFile:
         path = self.root / self.names[number]
         try:
-            with path.open("rb") as file:
-                return use(file)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
             fix = "restore the shard"
-            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+            if error.errno == errno.EMFILE:
                 fix = "allow more open files (ulimit -n) or pack larger shards (--shard-size)"
-            raise UserError(f"cannot open {path} ({reason}): {fix}") from error
-
-
-def _mapped(file: BinaryIO) -> mmap.mmap:
-    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            raise UserError(f"cannot open {path} ({error.strerror}): {fix}") from error
+        self._files[number] = ShardFile(path, descriptor)
+        return self._files[number]
 
 
 _COLUMNS = ("numbers", "offsets", "lengths")  # the arrays with a row for each image
-
-
-@dataclass(frozen=True, eq=False)
-class ShardMap:
-    """A shard as a memory map, and its bytes as an array: uint8 [num_bytes], read-only."""
-
-    pages: mmap.mmap
-    data: npt.NDArray[np.uint8]
-
-    def will_need(self, start: int, end: int) -> None:
-        """Have the kernel read some bytes from the disk, if they are not in memory."""
-        page_start = start - start % mmap.PAGESIZE
-        self.pages.madvise(mmap.MADV_WILLNEED, page_start, end - page_start)
 
 
 @dataclass(frozen=True)

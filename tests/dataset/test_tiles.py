@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.jpeg_kinds import encoded, jpegs, picture, with_fill_bytes
-from benchmarks.tile_pixels import cut_out, decode_windows, decoded_of_tiles, windows_of
+from benchmarks.tile_pixels import assembled, cut_out, decode_windows, decoded_of_tiles, windows_of
 from dali_rsb.dataset.tiles import assembly, transcoding
 from dali_rsb.dataset.tiles.assembly import cut
 from dali_rsb.dataset.tiles.layout import TILE_ARRAYS, CannotTileError, Tiles, read_layout
@@ -87,7 +87,7 @@ def test_a_batch_is_cut_at_once():
     found = cut(Tiles.of_layouts(layouts), images, widths, heights, windows)
     assert found.rows.tolist() == [0, 3, 4]
     assert found.origins.tolist() == [[0, 0], [0, 0], [0, 0], [32, 32], [48, 288]]
-    small = found.assemble([memoryview(jpegs_[i]) for i in images[found.rows]])
+    small = assembled(found, [jpegs_[i] for i in images[found.rows]])
     of_originals = Windows(*(edge[found.rows] for edge in vars(windows).values()))
     top, left = (of_originals.top, of_originals.left) - found.origins[found.rows].T
     inside = Windows(top, left, of_originals.height, of_originals.width)
@@ -117,7 +117,7 @@ def test_nothing_is_cut_of_a_batch_without_tiles():
         _windows((0, 0, 9, 9), (1, 1, 9, 9)),
     )
     assert found.rows.size == 0
-    assert found.assemble([]) == []
+    assert assembled(found, []) == []
 
 
 def test_parts_hold_the_bytes_that_are_copied():
@@ -129,14 +129,14 @@ def test_parts_hold_the_bytes_that_are_copied():
         tiles, np.zeros(1, np.int64), np.array([320]), np.array([64]), _windows((20, 100, 9, 9))
     )
     (((head_start, head_end), (start, end)),) = found.parts.tolist()
-    (small,) = found.assemble([memoryview(jpeg)])
+    (small,) = assembled(found, [jpeg])
     blank = bytearray(len(jpeg))
     for part in (slice(head_start, head_end), slice(start, end)):
         blank[part] = jpeg[part]
     assert head_start > 5000
     assert start > head_end
     assert end < len(jpeg) - 1000
-    assert found.assemble([memoryview(bytes(blank))])[0].tobytes() == small.tobytes()
+    assert assembled(found, [bytes(blank)])[0].tobytes() == small.tobytes()
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,28 @@ def test_a_shard_that_is_cut_short_in_use_is_named(folder, tmp_path):
         _mean_colors(index)
 
 
+@pytest.mark.parametrize("tiles", [False, True])
+def test_a_shard_that_is_cut_while_batches_are_decoded_ends_no_process(tmp_path, tiles):
+    """Batches in flight have been read before; what lies behind the cut is an error."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), np.uint8)
+    for i in range(8):  # a tenth of a second to decode, each
+        path = tmp_path / "data" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.roll(pixels, i)).save(path, quality=95)
+    index = open_index(tmp_path / "data", progress=False)
+    pack(index, tmp_path / "shards", PackOptions(tiles=tiles), progress=False)
+    (shard,) = (tmp_path / "shards").glob("*.tar")
+    with pytest.raises(UserError, match=rf"{shard.name} has been cut short while in use"):
+        _cut_in_use(shard)
+
+
+def _cut_in_use(shard):
+    with DaliLoader(shard.parent, 2, size_px=32, device="cpu", num_threads=2) as loader:
+        for _ in range(9):
+            for _ in loader:
+                os.truncate(shard, 600)  # the next batches are being decoded
+
+
 def test_a_selection_of_images_has_the_stamps_of_its_own_files(folder):
     index = open_index(folder)
     selection = index.select(np.array([30, 7, 11]))

@@ -20,7 +20,7 @@ CGROUP_LIMITS = (
 # Fewer than this are a problem whatever decodes: NVIDIA's MLPerf runs give DALI 6 threads a GPU
 # where engines decode, and a V100, which has none, wants as many for the Huffman stage.
 CPUS_PER_GPU = 4
-# Shards are memory-mapped, a file descriptor each, and so are a loader's batches of files.
+# A shard takes a file descriptor while it is in use, and so do a loader's batches of files.
 OPEN_FILES = 4096
 NCCL_SHM_BYTES = 2**28
 

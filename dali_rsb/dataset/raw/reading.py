@@ -1,13 +1,9 @@
-"""Reads windows of images that are stored as pixels.
-
-By `pread` and not by a memory map: where a file has been cut short, a map ends the process.
-"""
+"""Reads windows of images that are stored as pixels, by `pread` as `shard_file` does."""
 
 from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -15,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dali_rsb.dataset.raw.layout import BYTES_PER_PIXEL
+from dali_rsb.dataset.shard_file import BatchMemory
 from dali_rsb.errors import UserError
 
 _Pixels = npt.NDArray[np.uint8]
@@ -48,15 +45,11 @@ def read_window(place: Sequence[int]) -> _Pixels:
 
 
 class WindowReader:
-    """Reads the windows of batches into arrays of their own, on some threads.
-
-    The memory of a batch is used again when nobody holds one of its arrays any more. It is
-    pageable: CUDA has taken what it copies from there before the copy's caller goes on.
-    """
+    """Reads the windows of batches into arrays of their own, on some threads."""
 
     def __init__(self, num_threads: int) -> None:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="pixels")
-        self._free: list[_Pixels] = []
+        self._memory = BatchMemory()
 
     def __del__(self) -> None:
         self._pool.shutdown()
@@ -72,8 +65,7 @@ class WindowReader:
         """
         sizes = np.where(places[:, :1] < 0, 1, places[:, -2:])
         ends = np.cumsum(BYTES_PER_PIXEL * sizes.prod(axis=1))
-        memory = self._memory(int(ends[-1]))
-        parts = np.split(memory[: ends[-1]], ends[:-1])
+        parts = np.split(self._memory.lend(int(ends[-1])), ends[:-1])
         arrays = [
             part.reshape(height, width, BYTES_PER_PIXEL)
             for part, (height, width) in zip(parts, sizes.tolist(), strict=True)
@@ -94,23 +86,6 @@ class WindowReader:
                 "restore it and resume"
             ) from error
         return arrays
-
-    def _memory(self, num_bytes: int) -> _Pixels:
-        """At least so many bytes, which come back when the array and its views are gone."""
-        fitting = (i for i, free in enumerate(self._free) if len(free) >= num_bytes)
-        place = next(fitting, None)
-        roomy = num_bytes * 5 // 4  # so that later batches fit as well
-        found = np.empty(roomy, np.uint8) if place is None else self._free.pop(place)
-        # Views of an array that NumPy made of other memory refer to that array.
-        lent = np.frombuffer(found.data, np.uint8)
-        weakref.finalize(lent, _take_back, self._free, found)
-        return lent
-
-
-def _take_back(free: list[_Pixels], memory: _Pixels) -> None:
-    # Smaller ones have been outgrown: the pool keeps as many as batches are in flight.
-    free[:] = [other for other in free if len(other) >= len(memory)]
-    free.append(memory)
 
 
 def _read_into(place: Sequence[int], target: _Pixels) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import weakref
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from dali_rsb.dataset.raw.layout import BYTES_PER_PIXEL, num_bytes
 from dali_rsb.dataset.raw.places import NUM_COLUMNS, RawWindows
+from dali_rsb.dataset.shard_file import ShardFile
 from dali_rsb.dataset.store import DatasetKind, Keys, Rows
 from dali_rsb.dataset.tiles.store import TILED_SHARDS, TiledStore
 from dali_rsb.dataset.windows import WindowImages, Windows
@@ -62,7 +62,7 @@ class RawStore(TiledStore):
         origins[raw, 0], origins[raw, 1] = of_raw.top, of_raw.left
         sizes[raw, 0], sizes[raw, 1] = of_raw.height, of_raw.width
         places = np.full((len(rows), NUM_COLUMNS), -1, np.int64)
-        files = self._files_of(rows[raw])
+        files = [file for file, _, _ in self.places(rows[raw])]
         descriptors = np.array([file.descriptor for file in files], np.int64)
         places[raw] = self._places(rows[raw], widths[raw], heights[raw], of_raw, descriptors)
         # They are read later: the files stay open as long as someone has the places.
@@ -97,11 +97,10 @@ class RawStore(TiledStore):
         """
         super().current_stamps(rows)
         for number in np.unique(self.numbers[rows]).tolist():
-            file = self._files.get(number)
-            if file is not None and _stamp(file.descriptor) != file.stamp:
+            file = self._files[number]
+            if file.current_stamp() != file.stamp:
                 raise UserError(
-                    f"{self.root / self.names[number]} has been written to while in use: restore "
-                    "the shard and resume"
+                    f"{file.path} has been written to while in use: restore the shard and resume"
                 )
         return None
 
@@ -115,41 +114,9 @@ class RawStore(TiledStore):
         meta, arrays = super().saved()
         return meta, arrays | {_IS_RAW: self.is_raw}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "_files"}
 
-    def _files_of(self, rows: Rows) -> list[_ShardFile]:
-        return [
-            self._files.get(number) or self._open_file(number)
-            for number in self.numbers[rows].tolist()
-        ]
-
-    @functools.cached_property
-    def _files(self) -> dict[int, _ShardFile]:
-        return {}
-
-    def _open_file(self, number: int) -> _ShardFile:
-        descriptor = self._opened(number, lambda shard: os.dup(shard.fileno()))
-        file = self._files[number] = _ShardFile(descriptor, _stamp(descriptor))
-        weakref.finalize(file, os.close, descriptor)
-        return file
-
-
-@dataclass(frozen=True, eq=False)
-class _ShardFile:
-    """An open shard, with mtime in nanoseconds and size in bytes as they were then."""
-
-    descriptor: int
-    stamp: tuple[int, int]
-
-
-def _let_go(files: list[_ShardFile]) -> None:
+def _let_go(files: list[ShardFile]) -> None:
     pass
-
-
-def _stamp(descriptor: int) -> tuple[int, int]:
-    status = os.fstat(descriptor)
-    return status.st_mtime_ns, status.st_size
 
 
 def _restore(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ MARGIN_PX = 2
 _NUM_RST = 8  # restart markers are numbered modulo this
 
 _Ints = npt.NDArray[np.int64]
+Reader = Callable[[memoryview, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,25 +66,28 @@ class Cut:
         edges = np.stack([starts[head], ends[head], starts[head + 1], ends[last]], axis=1)
         return edges.reshape(-1, 2, 2)
 
-    def assemble(self, images: Sequence[memoryview]) -> list[npt.NDArray[np.uint8]]:
+    def assemble(
+        self, images: Sequence[Reader], buffer: npt.NDArray[np.uint8]
+    ) -> list[npt.NDArray[np.uint8]]:
         """Write the small JPEGs.
 
         Args:
-            images: [C], the encoded images in `rows`; only the runs are looked at.
+            images: [C], what fills memory with bytes of an encoded image in `rows`, from a place
+                in it on; only the runs are read.
+            buffer: uint8 [bounds[-1]], memory to write to.
 
         Returns:
-            uint8 [num_bytes] for each, views of one buffer.
+            uint8 [num_bytes] for each, views of the buffer.
         """
-        buffer = np.empty(self.bounds[-1], np.uint8)
         view = buffer.data
         of_runs = itertools.chain.from_iterable(
             map(itertools.repeat, images, self.runs_per_image.tolist())
         )
         target_ends = self.run_targets + (self.run_ends - self.run_starts)
-        columns = (self.run_starts, self.run_ends, self.run_targets, target_ends)
+        columns = (self.run_starts, self.run_targets, target_ends)
         runs = zip(of_runs, *(column.tolist() for column in columns), strict=True)
-        for image, start, end, target, target_end in runs:
-            view[target:target_end] = image[start:end]
+        for read_into, start, target, target_end in runs:
+            read_into(view[target:target_end], start)
         buffer[self.patch_places] = self.patches
         return [buffer[start:end] for start, end in itertools.pairwise(self.bounds.tolist())]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from dali_rsb.dataset.shard_file import ShardFile
 from dali_rsb.dataset.shards import SHARDS, ShardStore
 from dali_rsb.dataset.store import DatasetKind, Keys, Rows
 from dali_rsb.dataset.tiles.assembly import cut
@@ -42,15 +44,16 @@ class TiledStore(ShardStore):
         is_cut = np.zeros(len(rows), np.bool_)
         is_cut[found.rows] = True
         # The kernel is told of all that is needed before the first byte is waited for.
-        uncut = self.arrays(rows[~is_cut])
-        images = []
-        for (shard, start, end), parts in zip(
+        readers = []
+        for (shard, start, _), parts in zip(
             self.places(rows[is_cut]), found.parts.tolist(), strict=True
         ):
             for part_start, part_end in parts:
                 shard.will_need(start + part_start, start + part_end)
-            images.append(shard.data[start:end].data)
-        arrays: list[npt.NDArray[np.uint8]] = [*found.assemble(images), *uncut]
+            readers.append(functools.partial(_read_into, shard, start))
+        uncut = self.arrays(rows[~is_cut])
+        cut_out = found.assemble(readers, self._memory.lend(int(found.bounds[-1])))
+        arrays: list[npt.NDArray[np.uint8]] = [*cut_out, *uncut]
         places = np.argsort(np.concatenate([found.rows, np.flatnonzero(~is_cut)]))
         arrays = [arrays[place] for place in places.tolist()]
         return WindowImages(arrays, found.origins, found.sizes)
@@ -64,6 +67,10 @@ class TiledStore(ShardStore):
     def saved(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         meta, arrays = super().saved()
         return meta, arrays | {name: getattr(self.tiles, name) for name in TILE_ARRAYS}
+
+
+def _read_into(shard: ShardFile, image_start: int, target: memoryview, start: int) -> None:
+    shard.read_into(target, image_start + start)
 
 
 def _restore(
