@@ -72,6 +72,10 @@ def test_the_table_fits_a_terminal_and_says_whose_pixels_stay(disk):
     assert max(map(len, lines)) <= 80
     table = [re.split(r" {2,}", line) for line in advice.table().splitlines()]
     assert [row[1].split()[0] for row in table[:4]] == ["pixels", "same", "same", "changed"]
+    figures = [line.split()[-5:-1] for line in advice.table().splitlines()[:3]]
+    assert figures[0] == ["CPU", "ms", "hours", "MB/s"]
+    assert figures[1] == ["150", "1.60", "22.2", "125"]  # of GB, ms, hours and MB/s
+    assert figures[2][:2] == ["430", "0.80"]
     last = [line.split()[-1] for line in advice.table().splitlines()[1:4]]
     assert last == (["?"] * 3 if disk is None else ["ok", "slow", "ok"])
 

@@ -182,6 +182,22 @@ def test_figures_of_a_stage():
     assert Stage("x", None, stage.counts).verdict == "-"
 
 
+@pytest.mark.parametrize(("limit", "code"), [(3, 0), (2, 1)])
+def test_the_exit_code_says_whether_a_stage_is_off(
+    limit, code, photo_folder, tmp_path, monkeypatch
+):
+    stage = Stage("x", Limits(largest=limit))
+    grey = np.full((2, 2, 3), 100, np.uint8)
+    stage.add(grey + np.uint8(3), grey, "a")
+    monkeypatch.setattr(stages_of.Comparison, "stages", lambda self: iter([stage]))
+    monkeypatch.setattr(command, "console_messages", contextlib.nullcontext)
+    arguments = [photo_folder, "--device", "cpu", "--output", tmp_path / "out"]
+    monkeypatch.setattr("sys.argv", ["parity", *map(str, arguments)])
+    with pytest.raises(SystemExit) if code else contextlib.nullcontext() as caught:
+        command.main()
+    assert (caught.value.code if caught else 0) == code
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -364,6 +364,8 @@ def test_options_of_worker_processes_need_no_fallback(dataset, caplog):
         "vflip": 0.5,
         "color_jitter": None,
     }
+    create_loader(dataset, 24, 4, **RECIPE)  # what is said of a folder that is new stands behind
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         loader = create_loader(dataset, 24, 4, **RECIPE | options)
     assert isinstance(loader, TimmLoader)

@@ -1,6 +1,7 @@
 """Classes are mapped by name: every accuracy equals one by hand, or the set is refused."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -189,7 +190,8 @@ def test_the_devkits_numbers_go_through_its_meta_mat(monkeypatch, tmp_path):
     ],
     ids=["two columns", "tabs", "CSV", "Kaggle"],
 )
-def test_a_file_with_names_and_synsets(monkeypatch, tmp_path, line, header):
+def test_a_file_with_names_and_synsets(monkeypatch, tmp_path, caplog, line, header):
+    caplog.set_level(logging.INFO)
     paths = flat(tmp_path, range(1, 41))
     synsets = [SYNSETS[7 * i % 1000] for i in range(40)]
     lines = [
@@ -199,6 +201,7 @@ def test_a_file_with_names_and_synsets(monkeypatch, tmp_path, line, header):
     labels = tmp_path / "labels"
     labels.write_text(header + "\n".join(lines[::-1]))
     check_flat(monkeypatch, tmp_path, paths, [{s} for s in synsets], "--labels", labels)
+    assert "files that are not there" not in caplog.text  # nor is the header one
 
 
 def test_real_has_several_right_answers_and_leaves_images_out(monkeypatch, tmp_path):

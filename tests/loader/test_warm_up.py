@@ -88,6 +88,13 @@ def test_the_largest_batches_of_the_stream_and_the_largest_image_are_fed(index):
     assert np.array_equal(spec.indices, np.flatnonzero(pixels < pixels.max())[:BATCH])
 
 
+def test_the_largest_image_joins_the_largest_batch_and_no_other():
+    pixels = np.array([100, 70, 60, 55, 50, 2, 1])
+    specs = [BatchSpec(np.array(rows), 2) for rows in ([5, 6], [3, 4], [1, 2])]
+    got = largest_batches(iter(specs), pixels, 2)
+    assert [spec.indices.tolist() for spec in got] == [[1, 0], [3, 4]]
+
+
 @pytest.mark.parametrize("decode_mode", ["roi", "full", "shared"])
 def test_windows_of_the_warm_up_are_whole_images(index, decode_mode):
     samples = _samples(index, decode_mode)

@@ -5,6 +5,8 @@
     PYTHONPATH=.:tests python -m mutation report
     PYTHONPATH=.:tests python -m mutation again   # survivors, by the tests that their verdicts name
 
+`report` and `again` of another seed: with `--sample second`, kept beside the first.
+
 All of them go on where they were stopped. They need Linux and a checkout; nothing in it is written
 but `build/mutation`, and by `report` the pages beside this file.
 """
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="*", default=("",), help="faults, or folders to record: part of a name"
     )
+    parser.add_argument("--sample", choices=("report", "second"), default="report")
     parser.add_argument("--results", type=Path, default=OUTPUT / "results.jsonl")
     options = parser.parse_args()
     os.chdir(ROOT)
@@ -116,6 +119,8 @@ def _report(options: argparse.Namespace) -> None:
     chosen = choose(options.count, options.seed)
     rows = [newest[fault.name] for fault in chosen if fault.name in newest]
     known = [newest[fault.name] for fault in known_faults() if fault.name in newest]
+    of_first = {row["name"] for row in rows} & _first_sample() if options.sample == "second" else ()
+    rows = [row for row in rows if row["name"] not in of_first]
     about = {
         "count": options.count,
         "seed": options.seed,
@@ -123,13 +128,21 @@ def _report(options: argparse.Namespace) -> None:
         "limit_s": options.limit_s,
         "left_out": sorted(LEFT_OUT),
         "hangs": sum(row["status"] == "hangs" for row in rows),
+        "coincide": len(of_first),
     }
-    write_report(rows, known, about)
+    write_report(rows, known, about, options.sample)
+
+
+def _first_sample() -> set[str]:
+    """Names that the faults of the first sample have today."""
+    first = read_report()
+    found = (find_again(row, first["commit"]) for row in first["faults"])
+    return {fault.name for fault in found if fault is not None}
 
 
 def _again(options: argparse.Namespace) -> None:
     """Try what is not killed in the committed report by the tests that somebody named for it."""
-    report = read_report()
+    report = read_report(options.sample)
     found = {identity(row): find_again(row, report["commit"]) for row in report["faults"]}
     removed = {name for name, fault in found.items() if fault is None}
     named = {identity(row): named_tests(row) for row in report["faults"] if row["status"] in LEFT}
@@ -142,7 +155,7 @@ def _again(options: argparse.Namespace) -> None:
     options.results = OUTPUT / "again.jsonl"
     Trials(faults, Tests(OUTPUT), options).try_each_anew()
     newest = {identity(row): row for row in map(json.loads, _lines(options.results))}
-    tell_again(report, newest, removed, commit_of(ROOT))
+    tell_again(report, newest, removed, commit_of(ROOT), options.sample)
 
 
 def _lines(path: Path) -> list[str]:

@@ -183,7 +183,7 @@ class Tests:
             for node in ast.walk(statement)
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
         }
-        using = (file for file in self._of_file if names & _mentions(file))
+        using = [file for file in self._of_file if names & _mentions(file)]
         return self._of_file[chosen.file].union(*(self._of_file[file] for file in using))
 
     def _mirrors(self, chosen: Chosen, test: str) -> bool:

@@ -1,7 +1,8 @@
 """The committed report: `report.json` with every fault tried, and `report.md` for people.
 
-What a person found on looking at a survivor stands in `report.json` as its `verdict`, and is kept
-when the report is written again.
+A second sample, of faults that nobody has looked at, is kept beside it in `second.json`, with a
+section of the same page. What a person found on looking at a survivor stands in these files as its
+`verdict`, and is kept when the report is written again.
 """
 
 import json
@@ -15,9 +16,11 @@ Row = dict[str, Any]
 LEFT = ("survived", "hangs")  # a hang may be a busy machine's
 
 
-def write_report(rows: list[Row], known: list[Row], about: dict[str, Any]) -> None:
-    """Write both files from the results of a run, the newest of each fault."""
-    path = HERE / "report.json"
+def write_report(
+    rows: list[Row], known: list[Row], about: dict[str, Any], sample: str = "report"
+) -> None:
+    """Write a sample's file and the page from the results of a run, the newest of each fault."""
+    path = HERE / f"{sample}.json"
     old_report = json.loads(path.read_text()) if path.exists() else {"faults": []}
     old = old_report["faults"]
     about["remark"] = about.get("remark") or old_report.get("remark", "")
@@ -25,12 +28,12 @@ def write_report(rows: list[Row], known: list[Row], about: dict[str, Any]) -> No
     for row in rows:
         if row["status"] != "killed":
             row["verdict"] = verdicts.get(identity(row), "")
-    _write(about | summary(rows) | {"known": known, "faults": rows})
+    _write(about | summary(rows) | {"known": known, "faults": rows}, sample)
 
 
-def read_report() -> dict[str, Any]:
-    """The committed report."""
-    report: dict[str, Any] = json.loads((HERE / "report.json").read_text())
+def read_report(sample: str = "report") -> dict[str, Any]:
+    """The committed report, or its second sample."""
+    report: dict[str, Any] = json.loads((HERE / f"{sample}.json").read_text())
     return report
 
 
@@ -44,29 +47,34 @@ def tell_again(
     newest: dict[tuple[str, str, str], Row],
     removed: set[tuple[str, str, str]],
     commit: str,
+    sample: str = "report",
 ) -> None:
     """Write the report with what came of trying again.
 
     Args:
-        report: the committed one.
+        report: the committed one of the sample.
         newest: results of faults that were tried again.
         removed: faults of code that is no longer there.
         commit: of the sources that they were tried in.
     """
     for row in report["faults"]:
         if (new := newest.get(identity(row))) and row["status"] in LEFT:
+            row.setdefault("first", row["status"])
             row |= {key: new[key] for key in ("status", "code", "by", "why", "tests", "seconds")}
             row["again"] = commit
         elif row["status"] in LEFT and identity(row) in removed:
             row["status"] = "removed"
     report["commit_again"] = commit
     report["hangs"] = sum(row["status"] == "hangs" for row in report["faults"])
-    _write(report | summary(report["faults"]))
+    _write(report | summary(report["faults"]), sample)
 
 
-def _write(report: dict[str, Any]) -> None:
-    (HERE / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    (HERE / "report.md").write_text(_page(report))
+def _write(report: dict[str, Any], sample: str) -> None:
+    (HERE / f"{sample}.json").write_text(json.dumps(report, indent=1) + "\n")
+    lines = _page(read_report())
+    if (HERE / "second.json").exists():
+        lines += _second_sample(read_report("second"))
+    (HERE / "report.md").write_text("\n".join(lines) + "\n")
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:
@@ -102,7 +110,16 @@ def identity(row: Row) -> tuple[str, str, str]:
     return row["name"].partition(":")[0], row["before"], row["after"]
 
 
-def _page(report: dict[str, Any]) -> str:
+def first_pass(rows: list[Row]) -> tuple[int, int]:
+    """How many were killed before anybody looked at a survivor, and how many ran out of time.
+
+    What ran out of time is not among the killed.
+    """
+    left = [row for row in rows if row.get("again") or row["status"] != "killed"]
+    return len(rows) - len(left), sum(row.get("first", row["status"]) == "hangs" for row in left)
+
+
+def _page(report: dict[str, Any]) -> list[str]:
     lines = [
         "# Faults put in, and which the tests notice",
         "",
@@ -132,13 +149,40 @@ def _page(report: dict[str, Any]) -> str:
         "| place | fault | what it means |",
         "|---|---|---|",
     ]
-    for row in report["faults"]:
-        if row["status"] == "survived":
-            place = f"{row['name'].partition(':')[0]}:{row['line']}"
-            change = f"{row['operator']}: `{_cell(row['before'])}` → `{_cell(row['after'])}`"
-            verdict = _cell(row["verdict"]) or f"not looked at; {row['tests']} tests tried it"
-            lines.append(f"| {place} | {change} | {verdict} |")
-    return "\n".join(lines) + "\n"
+    return lines + [_line(row) for row in report["faults"] if row["status"] == "survived"]
+
+
+def _second_sample(report: dict[str, Any]) -> list[str]:
+    rows = report["faults"]
+    killed, late = first_pass(rows)
+    looked_at = [row for row in rows if row.get("again") or row["status"] != "killed"]
+    return [
+        "",
+        "## Second sample",
+        "",
+        f"N={report['count']} and SEED={report['seed']}, sources of commit {report['commit']}: "
+        f"{len(rows)} faults that nobody had looked at, as {report['coincide']} more stand in the "
+        f"first sample. Up to {report['limit_s']:.0f} s of tests for each. Not used: "
+        f"{', '.join(report['left_out'])}.",
+        "",
+        f"- first pass, before a test was written for any of them: {killed} killed, "
+        f"**{100 * killed / len(rows):.1f} %**; {late} more ran out of time;",
+        f"- today: {report['killed']} of {report['tried']} killed, {report['killed_percent']} %; "
+        f"{report['survived']} survive, of which {report['equivalent']} change nothing that can "
+        f"be observed; without those, {report['killed_percent_without_equivalent']} % are killed.",
+        *([] if not report["remark"] else ["", report["remark"]]),
+        "",
+        "| place | fault | today | what it means |",
+        "|---|---|---|---|",
+        *(_line(row, f"{row['status']} | ") for row in looked_at),
+    ]
+
+
+def _line(row: Row, today: str = "") -> str:
+    place = f"{row['name'].partition(':')[0]}:{row['line']}"
+    change = f"{row['operator']}: `{_cell(row['before'])}` → `{_cell(row['after'])}`"
+    verdict = _cell(row["verdict"]) or f"not looked at; {row['tests']} tests tried it"
+    return f"| {place} | {change} | {today}{verdict} |"
 
 
 def _tried_again(report: dict[str, Any]) -> list[str]:

@@ -187,6 +187,7 @@ def test_blank_pictures_are_told_apart():
     (oddity,) = of_pictures(names)
     assert (oddity.kind, oddity.count, oddity.of) == ("augmented black", 2, 3)
     assert oddity.names == ("a", "c")
+    assert oddity.text == "2 of 3 augmented images are all black: a, c"
 
 
 def test_classes_and_labels_that_are_off(folder):
@@ -201,6 +202,9 @@ def test_classes_and_labels_that_are_off(folder):
     empty = found("abc", labels, 3)
     assert empty.keys() == {"empty classes"}
     assert empty["empty classes"].names == ("c",)
+    missing = found("ab", labels, 5)["outputs without a class"]
+    assert missing.text.startswith("3 of 5 outputs of the model (model.num_classes=5) belong to no")
+    assert missing.text.endswith("class")
     outside = found("abc", [0] * 10 + [1] * 7 + [2] * 2, 2)
     assert outside.keys() == {"labels out of range"}
     assert (outside["labels out of range"].count, outside["labels out of range"].of) == (2, 19)

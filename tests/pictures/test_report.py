@@ -299,6 +299,8 @@ def test_one_run_that_has_not_begun_has_a_page(tmp_path, photographs, monkeypatc
     text = write_page(monkeypatch, tmp_path / "page.html", folder, "--no-evaluation")
     assert "There are no curves yet" in text
     assert "not evaluated yet" in text
+    assert "The keys in which this run learns otherwise than the nearest recipe, " in text
+    assert "same in every key" not in text
 
 
 def test_weights_that_cannot_be_evaluated_leave_the_rest(tmp_path, photographs, monkeypatch):

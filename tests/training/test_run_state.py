@@ -1,10 +1,12 @@
 """What a checkpoint holds of two ranks, and what a run that goes on takes from it."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from dali_rsb.config import override_config
 from dali_rsb.errors import UserError
@@ -81,6 +83,23 @@ def test_statistics_of_the_ranks_are_averaged_in_a_checkpoint(saved):
     assert torch.equal(state["model"]["1.running_var"], 2 * own.running_var)
     assert torch.equal(state["model"]["0.weight"], step.model[0].weight)
     assert own.running_mean.tolist() == [1.0, 2.0]  # the step's stay its own
+
+
+def test_later_updates_change_nothing_of_a_state():
+    """It is written while the run goes on: what it shared would be of two updates."""
+    step, meter = _step(), Meter(Processes(CPU), images_per_update=4)
+    step.model.register_buffer("counts", torch.zeros(2, dtype=torch.int64))
+    for parameter in step.model.parameters():
+        step.optimizer.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)
+    state = run_state(step, meter, 10, 0.0, False, CONFIG, [], Processes(CPU))
+    before = copy.deepcopy(state)
+    living = [leaf for leaf in tree_leaves(step.state_dict()) if isinstance(leaf, Tensor)]
+    assert len(living) == 9 + 1 + 6  # of the model, the counts, the optimizer
+    with torch.no_grad():
+        for tensor in living:
+            tensor.add_(1)
+    for now, then in zip(tree_leaves(state), tree_leaves(before), strict=True):
+        assert torch.equal(now, then) if isinstance(now, Tensor) else now == then
 
 
 def test_a_run_goes_on_where_the_checkpoint_stands(saved):

@@ -244,6 +244,7 @@ def test_images_that_judge_are_called_alike_wherever_the_command_is_given(
     target = tmp_path / "soup.safetensors"
     monkeypatch.chdir(photo_folder.parent)
     words = [checkpoints / "0.pt", checkpoints / "1.pt", "--greedy", "--val", photo_folder.name]
+    words += ["--num-images", 2, "--batch", 2]  # the fewest that there may be
     run_command(monkeypatch, "average", *words, "--output", target, "--device", "cpu")
     judged_on = open_weights(str(target)).run["accuracy"]["images"]
     assert judged_on == f"{photo_folder.parent.name}/{photo_folder.name}"
@@ -257,7 +258,8 @@ def test_images_that_judge_are_called_alike_wherever_the_command_is_given(
         (["0.pt", "other.pt"], "it is a timm:test_vit, not a timm:test_resnet"),
         (["0.pt", "1.pt", "--output", "x.pt"], r"ends in \.safetensors"),
         (["0.pt", "1.pt", "--output", "no/x.safetensors"], "there is no folder"),
-        (["0.pt", "1.pt", "--num-images", "0"], "of at least 2"),
+        (["0.pt", "1.pt", "--num-images", "1"], "of at least 2"),
+        (["0.pt", "1.pt", "--batch", "1"], "of at least 2"),
         (["0.pt", "1.pt", "--gready"], "did you mean '--greedy'"),
         (["0.pt", "1.pt", "--images", "nowhere"], "nowhere does not exist"),
         (["0.pt", "1.pt", "--weights", "ema"], "has no EMA"),

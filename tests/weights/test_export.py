@@ -30,7 +30,13 @@ from timm.data import create_transform, resolve_data_config
 from dali_rsb.errors import UserError
 from dali_rsb.run.records import EpochRow, RunInfo
 from dali_rsb.run.trackers.csv_file import CsvFile
-from dali_rsb.weights.export import hub_folder, onnx_file, safetensors_file, torch_export_file
+from dali_rsb.weights.export import (
+    hub_folder,
+    model_card,
+    onnx_file,
+    safetensors_file,
+    torch_export_file,
+)
 from dali_rsb.weights.export.accuracy import known_accuracy
 from dali_rsb.weights.export.comparison import compare
 from dali_rsb.weights.sources import open_weights
@@ -252,6 +258,22 @@ def test_weights_without_a_description_claim_nothing(monkeypatch, tmp_path, capl
     ):
         assert sentence in card
     assert "label_names" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("run", "sentence"),
+    [
+        ({}, "Exported by"),
+        ({"config": {}}, "The environment of the training is not recorded. Exported by"),
+        (
+            {"config": {}, "environment": {"torch": "2.9.9"}},
+            "Trained on devices that are not recorded with torch 2.9.9. Exported by",
+        ),
+    ],
+)
+def test_the_card_says_what_is_not_recorded_of_the_environment(run, sentence):
+    subject = SimpleNamespace(weights=SimpleNamespace(run=run), images_are="8 synthetic images")
+    assert model_card._environment(subject).startswith(sentence)
 
 
 def test_onnx_takes_batches_of_any_size_and_normalises_if_asked(monkeypatch, tmp_path, run):
