@@ -234,7 +234,8 @@ def sweep(tasks, template, jobs=2):
 def main():
     from hostile_configs import cases
 
-    count, seed, jobs, first = [*map(int, sys.argv[1:]), 2, 0][:4]
+    given = [*map(int, sys.argv[1:])]
+    count, seed, jobs, first = [*given, *(2, 0)[len(given) - 2 :]]
     with tempfile.TemporaryDirectory() as root:
         template = Path(root) / "template"
         write_images(template / "images")
