@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import multiprocessing
 
 import numpy as np
@@ -124,7 +125,7 @@ def test_the_command_writes_parts_that_add_up(task, tmp_path, monkeypatch, capsy
     assert all(len(step["us"]["runs"]) == 2 for step in written["steps"].values())
     branch = written["branches"]["WARP"]
     expected = branch["us"]["median"] * branch["of_an_image"]
-    assert branch["dali_us"] > 0
+    assert math.isfinite(branch["dali_us"])  # a difference: below 0 on a busy machine
     assert branch["us_of_an_image"] == pytest.approx(expected, rel=0.01, abs=0.02)
     printed = capsys.readouterr().out
     assert "| decoder: entropy decoding" in printed
