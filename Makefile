@@ -6,7 +6,7 @@ setup:  ## the tested versions and the checkout, into the active environment
 	pre-commit install
 
 test:  ## the suite, as CI runs it
-	python -m pytest -n 3 --dist worksteal
+	python -m pytest -n 2 --dist worksteal
 
 slow:  ## tests that take minutes each
 	python -m pytest -m slow --timeout 7200
