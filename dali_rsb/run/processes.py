@@ -185,11 +185,11 @@ def _connection(timeout: timedelta) -> Store:
     try:
         store, _, _ = next(rendezvous("env://", timeout=timeout))
     except RuntimeError as error:
+        reason, _, _ = str(error).partition("\n")
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
             f"no connection to the first process, or the launcher, at {address} "
-            f"({str(error).splitlines()[0]}): see what it printed, and whether this machine "
-            "reaches it"
+            f"({reason}): see what it printed, and whether this machine reaches it"
         ) from error
     return store
 

@@ -43,8 +43,10 @@ class StopRequest:
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Signal handler; the second signal interrupts at once."""
-        is_second, self.signal = self.signal is not None, number
-        if self._at_once or is_second:
+        is_first = self.signal is None
+        if is_first:
+            self.signal = number
+        if self._at_once or not is_first:
             raise Stopped(number)
 
 
