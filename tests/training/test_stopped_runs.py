@@ -10,31 +10,25 @@ from functools import partial
 import pytest
 import timm
 import torch
-from killed_runs import assert_same, end, start, start_two, write_recipe
+from killed_runs import assert_same, end, start, start_two
 from stopped_runs import PLACES, signal_at
 
 from dali_rsb.run.checkpoint import load_checkpoint
 
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    return write_recipe(tmp_path_factory.mktemp("data"))
+pytest_plugins = "undisturbed_run"
 
 
-@pytest.fixture(scope="module")
-def undisturbed(recipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert end(start(recipe, folder)) == 0
-    return folder
+def _with_warm_up(recipe, folder):
+    path = folder / "warm.yaml"
+    path.write_text(recipe.read_text().replace("warm_up: false", "warm_up: true"))
+    return path
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_run_stopped_in_any_phase_loses_nothing(recipe, undisturbed, tmp_path, place, number):
     if place == "warm-up":
-        recipe = tmp_path / "warm.yaml"
-        text = (undisturbed / "config.yaml").read_text()
-        recipe.write_text(text.replace("warm_up: false", "warm_up: true"))
+        recipe = _with_warm_up(recipe, tmp_path)
     folder = tmp_path / "run"
     process = start(recipe, folder, partial(signal_at, place, number))
     assert end(process) == 128 + number
@@ -110,9 +104,7 @@ def undisturbed_pair(recipe, tmp_path_factory):
 )
 def test_two_processes_stop_though_one_is_asked(recipe, undisturbed_pair, tmp_path, place, number):
     if place == "warm-up":
-        recipe = tmp_path / "warm.yaml"
-        text = (undisturbed_pair / "config.yaml").read_text()
-        recipe.write_text(text.replace("warm_up: false", "warm_up: true"))
+        recipe = _with_warm_up(recipe, tmp_path)
     folder = tmp_path / "run"
     start_s = time.monotonic()
     # The first process alone writes checkpoints.

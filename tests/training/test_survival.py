@@ -5,22 +5,12 @@ import signal
 from functools import partial
 
 import pytest
-from killed_runs import assert_same, end, kill_at_event, kill_in_write, start, write_recipe
+from killed_runs import assert_same, end, kill_at_event, kill_in_write, start
 from stopped_runs import signal_at
 
 from dali_rsb.run.checkpoint import DamagedCheckpointError, load_checkpoint
 
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    return write_recipe(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(recipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert end(start(recipe, folder)) == 0
-    return folder
+pytest_plugins = "undisturbed_run"
 
 
 def _killed_runs(recipe, undisturbed, tmp_path, kills, seed):
